@@ -1,0 +1,1 @@
+"""Train on verified shards: configuration, data order, model, method, engine, record."""

@@ -1,0 +1,1 @@
+"""Noise-robust losses and the per-sample state they keep."""

@@ -1,0 +1,1 @@
+"""Backbones and the auxiliary heads on their stages."""

@@ -1,0 +1,1 @@
+"""Raw dataset -> verified webdataset shards. Knows nothing of torch.distributed or of models."""

@@ -1,0 +1,9 @@
+"""The one exception that means: the user can mend this."""
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave us: a path, a value, a file.
+
+    The message is one line that names the offending value, where it stands and how to mend it. The command line prints
+    it without a traceback and exits with status 2, so raise it before anything is written.
+    """
