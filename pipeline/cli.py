@@ -1,0 +1,143 @@
+"""The `alasca` command: sub-commands, and errors as one line with an exit status."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from shards import commands as shard_commands
+from shards.errors import InputError
+
+_TRAIN_EXAMPLE = """example:
+  alasca train configs/imagefolder.toml --data.train data/clothing/train --optim.epochs 5
+  torchrun --nproc-per-node 8 launch/train.py configs/imagefolder.toml --resume auto
+"""
+_EVAL_EXAMPLE = """example:
+  alasca eval runs/demo/alasca-seed0 --data data/digits/test
+"""
+_COMPARE_EXAMPLE = """example:
+  alasca compare configs/compare/demo.toml
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command.
+
+    Returns:
+        0 on success, 1 for a finding or failure, 2 for a user's mistake, 130 when interrupted.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        status: int = args.run(args)
+        return status
+    except InputError as error:
+        if _speaks(error):
+            # From a data worker the message arrives under a traceback; its last line is ours.
+            line = str(error).strip().splitlines()[-1].split("Error: ", 1)[-1] if "\n" in str(error) else str(error)
+            print(f"alasca: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("alasca: interrupted", file=sys.stderr)
+        return 130
+
+
+def _speaks(error: InputError) -> bool:
+    """One process of a node reports what all of them found; a shard that cannot be read is one process's own find."""
+    if "pipeline.train.dist" not in sys.modules:
+        return True
+    from pipeline.data.reader import ReadError
+    from pipeline.train.dist import is_local_leader
+
+    return is_local_leader() or isinstance(error, ReadError)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="alasca",
+        description="Train image classifiers on large datasets whose labels are wrong.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    shard_commands.register(commands)
+    _add_train(commands)
+    _add_eval(commands)
+    _add_compare(commands)
+    return parser
+
+
+def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train one run; the same under torchrun, deepspeed or alone",
+        usage="alasca train CONFIG [--section.key VALUE ...] [--resume auto|PATH|none]",
+        epilog=_TRAIN_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="TOML file; README lists the keys")
+    parser.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="--section.key VALUE",
+        help="any key of the file, over it; --resume X is short for --run.resume X",
+    )
+    parser.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from pipeline import config
+
+    words = [_resume_key(word) for word in args.overrides]
+    chosen = config.load(args.config, words)
+
+    from pipeline.train.loop import train
+
+    train(chosen)
+    return 0
+
+
+def _resume_key(word: str) -> str:
+    return "--run." + word[2:] if word == "--resume" or word.startswith("--resume=") else word
+
+
+def _add_eval(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "eval",
+        help="accuracy of a run's newest checkpoint on a dataset",
+        epilog=_EVAL_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="RUN", help="folder of the run")
+    parser.add_argument("--data", required=True, metavar="DIR", help="dataset with the classes of the run")
+    parser.set_defaults(run=_eval)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from pipeline.train.stored import evaluate_run
+
+    figures = evaluate_run(Path(args.folder), args.data)
+    if figures:
+        width = max(len(name) for name in figures)
+        for name, value in figures.items():
+            print(f"{name:<{width}}  {f'{value:.2%}' if '/top' in name else f'{value:g}'}")
+    return 0
+
+
+def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="train several methods on the same batches and print one table; finished runs are reused",
+        epilog=_COMPARE_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="TOML file naming methods and seeds")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from pipeline.report.compare import compare
+
+    return compare(args.config)

@@ -1,0 +1,178 @@
+"""Micro-batches of uint8 images, read and decoded in worker processes, in exactly the order of the plan."""
+
+import dataclasses
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.data.augment import Augment, eval_view, sample_rng, train_view
+from pipeline.data.decode import Pixels, UndecodableImageError, decode
+from pipeline.data.plan import Ids, Plan
+from pipeline.data.reader import ShardReader
+from shards.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A sample that could not be decoded, and why."""
+
+    sample_id: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch.
+
+    A sample that did not decode keeps its slot with `valid` False and the pixels of its neighbour, so that BatchNorm
+    sees real data and every other sample stays where it was.
+    """
+
+    images: torch.Tensor  # uint8 [B, H, W, 3]
+    labels: torch.Tensor  # int64 [B]
+    positions: torch.Tensor  # int64 [B], places in the sorted active ids
+    valid: torch.Tensor  # bool [B]
+    bad: tuple[Bad, ...] = ()
+
+    def _map(self, move: Any) -> "Batch":
+        tensors = {f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "bad"}
+        return Batch(**tensors, bad=self.bad)
+
+    def pin_memory(self) -> "Batch":
+        """The same in page-locked memory; DataLoader calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device, without waiting for the copy."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+class TrainBatches(Dataset[Batch]):
+    """Map from (epoch, step, lane) to its micro-batch; holds no other state."""
+
+    def __init__(
+        self, manifest: Manifest, plan: Plan, *, crop: int, augment: Augment, flip: bool, max_pixels: int
+    ) -> None:
+        self._manifest, self._plan = manifest, plan
+        self._crop, self._augment, self._flip, self._max_pixels = crop, augment, flip, max_pixels
+        self._reader = ShardReader(manifest)
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Batch:
+        epoch, step, lane = key
+        ids = self._plan.lane_batch(epoch, step, lane)
+
+        def view(image: Pixels, sample_id: int) -> Pixels:
+            return train_view(
+                image, self._crop, self._augment, self._flip, sample_rng(self._plan.seed, epoch, sample_id)
+            )
+
+        pixels, bad = _read(self._reader, ids, self._crop, self._max_pixels, view)
+        return _batch(self._manifest, ids, self._plan.positions(ids), pixels, bad)
+
+
+class EvalBatches(Dataset[Batch]):
+    """Map from a half-open range of ids to their batch."""
+
+    def __init__(self, manifest: Manifest, *, crop: int, augment: Augment, max_pixels: int) -> None:
+        self._manifest, self._crop, self._augment, self._max_pixels = manifest, crop, augment, max_pixels
+        self._reader = ShardReader(manifest)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        ids = np.arange(*key, dtype=np.int64)
+
+        def view(image: Pixels, sample_id: int) -> Pixels:
+            return eval_view(image, self._crop, self._augment)
+
+        pixels, bad = _read(self._reader, ids, self._crop, self._max_pixels, view)
+        return _batch(self._manifest, ids, ids, pixels, bad)
+
+
+def train_keys(plan: Plan, lanes: range, start_step: int, stop_step: int) -> Iterator[tuple[int, int, int]]:
+    """(epoch, step in the epoch, lane) of every micro-batch from one global step to another."""
+    for step in range(start_step, stop_step):
+        for lane in lanes:
+            yield *divmod(step, plan.steps_per_epoch), lane
+
+
+def eval_keys(num_samples: int, batch: int, rank: int, world: int) -> Iterator[tuple[int, int]]:
+    """Ranges of ids that cover a rank's share of a set: over all ranks, every id exactly once."""
+    start, stop = rank * num_samples // world, (rank + 1) * num_samples // world
+    for first in range(start, stop, batch):
+        yield first, min(first + batch, stop)
+
+
+def batches(dataset: Dataset[Batch], keys: Iterable[Any], workers: int, pin: bool) -> Iterator[Batch]:
+    """Batches in the order of the keys, prepared by `workers` processes (0: in this one).
+
+    Workers are forked, so make the iterator before CUDA or a process group is in use where that is possible.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=_Keys(keys),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin,
+        worker_init_fn=_quiet_worker,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context="fork" if workers else None,
+        # Its own generator: otherwise every iterator would draw from torch's global random numbers.
+        generator=torch.Generator(),
+    )
+    return iter(loader)
+
+
+class _Keys:
+    """DataLoader wants a sampler; ours is the plan, already in order."""
+
+    def __init__(self, keys: Iterable[Any]) -> None:
+        self._keys = keys
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._keys)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _quiet_worker(_: int) -> None:
+    """A worker works alone on its core and leaves signals to the process that owns it."""
+    cv2.setNumThreads(0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _read(
+    reader: ShardReader, ids: Ids, crop: int, max_pixels: int, view: Any
+) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], tuple[Bad, ...]]:
+    """Views of the ids, uint8 [B, crop, crop, 3]; a bad image's place holds the previous good one (else the next)."""
+    pixels = np.zeros((len(ids), crop, crop, 3), dtype=np.uint8)
+    bad: dict[int, Bad] = {}
+    for slot, sample_id in enumerate(ids.tolist()):
+        try:
+            pixels[slot] = view(decode(reader.image_bytes(sample_id), max_pixels), sample_id)
+        except UndecodableImageError as error:
+            bad[slot] = Bad(sample_id, str(error))
+    good = [slot for slot in range(len(ids)) if slot not in bad]
+    for slot in bad:
+        if good:
+            pixels[slot] = pixels[max((g for g in good if g < slot), default=good[0])]
+    return pixels, tuple(bad.values())
+
+
+def _batch(manifest: Manifest, ids: Ids, positions: Ids, pixels: np.ndarray[Any, Any], bad: tuple[Bad, ...]) -> Batch:
+    bad_ids = {b.sample_id for b in bad}
+    return Batch(
+        images=torch.from_numpy(pixels),
+        labels=torch.from_numpy(manifest.labels[ids].astype(np.int64)),
+        positions=torch.from_numpy(np.array(positions, dtype=np.int64)),
+        valid=torch.tensor([i not in bad_ids for i in ids.tolist()]),
+        bad=bad,
+    )

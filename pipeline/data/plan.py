@@ -1,0 +1,165 @@
+"""The order of training: a pure function of (dataset, seed, epoch, step, lane), the same for every number of ranks."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import InputError
+from shards.manifest import Manifest
+
+Ids = NDArray[np.int64]
+
+_SHARD_ORDER = 0  # last word of the random key; blocks count from 1
+_STREAM = 0  # keeps these random numbers apart from those of the augmentation
+
+
+class Plan:
+    """Which samples form every micro-batch of every step.
+
+    The sorted active ids are cut once into `lanes` contiguous streams of equal length (to within one id). An epoch of a
+    lane permutes the shards inside it, then the samples inside each block of `shuffle_shards` shards, and is read in
+    micro-batches of `micro_batch`. Step k's global batch is one micro-batch of every lane, so any world size that
+    divides `lanes` gives the same micro-batches. Nothing is stored between calls: every answer is a function of its
+    arguments.
+
+    Args:
+        manifest_or_shard_sizes: a dataset, or the number of samples in each shard.
+        lanes: streams L; the world size must divide it.
+        micro_batch: samples m of one lane in one step.
+        seed: any int >= 0.
+        active: ids in use, in any order (all of them by default).
+        shuffle_shards: shards whose samples are shuffled together; what a reader holds open.
+
+    Raises:
+        InputError: fewer samples than one global batch, or `active` names an id twice or outside the dataset.
+    """
+
+    def __init__(
+        self,
+        manifest_or_shard_sizes: Manifest | Sequence[int] | NDArray[np.integer],
+        *,
+        lanes: int,
+        micro_batch: int,
+        seed: int,
+        active: Sequence[int] | NDArray[np.integer] | None = None,
+        shuffle_shards: int = 16,
+    ) -> None:
+        for name, value, least in (
+            ("lanes", lanes, 1),
+            ("micro_batch", micro_batch, 1),
+            ("shuffle_shards", shuffle_shards, 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise InputError(f"{name} = {value} must be at least {least}")
+        given = manifest_or_shard_sizes
+        sizes = given.shard_sizes if isinstance(given, Manifest) else np.asarray(given, dtype=np.int64)
+        self.lanes, self.micro_batch, self.seed, self.shuffle_shards = lanes, micro_batch, seed, shuffle_shards
+        self._shard_ends = np.cumsum(sizes, dtype=np.int64)
+        total = int(self._shard_ends[-1]) if len(self._shard_ends) else 0
+        self._active = None if active is None else _checked(active, total)
+        self.num_active = total if self._active is None else len(self._active)
+        self.steps_per_epoch = self.num_active // (lanes * micro_batch)
+        if self.steps_per_epoch == 0:
+            raise InputError(
+                f"{self.num_active} samples are fewer than one global batch of {lanes * micro_batch}"
+                f" (data.lanes {lanes} x data.micro_batch {micro_batch}): lower one of them"
+            )
+        # Cached per instance: a lane's epoch is asked for step by step, and its blocks are dear only the first time.
+        self._lane_epoch = lru_cache(maxsize=2 * lanes)(self._cut_lane)
+        self._block = lru_cache(maxsize=4 * lanes)(self._shuffle_block)
+
+    @property
+    def global_batch(self) -> int:
+        """Samples in one step, L x m."""
+        return self.lanes * self.micro_batch
+
+    def lane_batch(self, epoch: int, step: int, lane: int) -> Ids:
+        """Ids [m] of one micro-batch, int64, in order."""
+        assert epoch >= 0 and 0 <= step < self.steps_per_epoch and 0 <= lane < self.lanes, (epoch, step, lane)
+        block_ends = self._lane_epoch(epoch, lane)[2]
+        start, stop = step * self.micro_batch, (step + 1) * self.micro_batch
+        first, last = (int(b) for b in np.searchsorted(block_ends, [start, stop - 1], side="right"))
+        begin = int(block_ends[first - 1]) if first else 0
+        positions = np.concatenate([self._block(epoch, lane, block) for block in range(first, last + 1)])
+        return self.ids(positions[start - begin : stop - begin])
+
+    def batch(self, epoch: int, step: int) -> Ids:
+        """Ids [L * m] of one step, lane after lane."""
+        return np.concatenate([self.lane_batch(epoch, step, lane) for lane in range(self.lanes)])
+
+    def lanes_of(self, rank: int, world: int) -> range:
+        """Lanes that a rank owns.
+
+        Raises:
+            InputError: the world size does not divide the lanes.
+        """
+        if world < 1 or self.lanes % world:
+            fits = ", ".join(str(w) for w in range(1, self.lanes + 1) if self.lanes % w == 0)
+            raise InputError(
+                f"{world} processes cannot share data.lanes = {self.lanes} equally: start {fits} of them, or set"
+                f" data.lanes to a multiple of {world}"
+            )
+        assert 0 <= rank < world, (rank, world)
+        per_rank = self.lanes // world
+        return range(rank * per_rank, (rank + 1) * per_rank)
+
+    def home(self, rank: int, world: int) -> tuple[int, int]:
+        """Half-open range of positions in the sorted active ids that a rank's lanes draw from."""
+        lanes = self.lanes_of(rank, world)
+        return self._lane_start(lanes.start), self._lane_start(lanes.stop)
+
+    def ids(self, positions: Ids) -> Ids:
+        """Ids at positions of the sorted active ids."""
+        return positions if self._active is None else self._active[positions]
+
+    def positions(self, ids: Ids) -> Ids:
+        """Positions of active ids; the inverse of `ids`."""
+        return ids if self._active is None else np.searchsorted(self._active, ids)
+
+    def _lane_start(self, lane: int) -> int:
+        return lane * self.num_active // self.lanes
+
+    def _cut_lane(self, epoch: int, lane: int) -> tuple[Ids, Ids, Ids]:
+        """Runs of positions of one shard each, in this epoch's order: their starts and ends; and where blocks end."""
+        start, stop = self._lane_start(lane), self._lane_start(lane + 1)
+        ends = self._shard_ends if self._active is None else np.searchsorted(self._active, self._shard_ends)
+        inner = ends[(ends > start) & (ends < stop)]
+        # A shard without active ids repeats its neighbour's end.
+        borders = np.unique(np.concatenate([[start], inner, [stop]])).astype(np.int64)
+        order = self._permutation(len(borders) - 1, epoch, lane, _SHARD_ORDER)
+        starts, stops = borders[:-1][order], borders[1:][order]
+        lengths = np.cumsum(stops - starts)
+        last_of_block = np.arange(self.shuffle_shards - 1, len(order), self.shuffle_shards)
+        block_ends = lengths[last_of_block]
+        if not len(block_ends) or block_ends[-1] != lengths[-1]:
+            block_ends = np.append(block_ends, lengths[-1])
+        return starts, stops, block_ends
+
+    def _shuffle_block(self, epoch: int, lane: int, block: int) -> Ids:
+        starts, stops, _ = self._lane_epoch(epoch, lane)
+        runs = slice(block * self.shuffle_shards, (block + 1) * self.shuffle_shards)
+        positions = np.concatenate([np.arange(a, b) for a, b in zip(starts[runs], stops[runs], strict=True)])
+        return positions[self._permutation(len(positions), epoch, lane, block + 1)]
+
+    def _permutation(self, length: int, *key: int) -> Ids:
+        """A random permutation that depends on nothing but (seed, key).
+
+        Sorting raw Philox words, because numpy promises the raw stream of a bit generator for good, but lets
+        `Generator.permutation` change between releases: an upgrade must not change the order of a run.
+        """
+        words = np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=(_STREAM, *key))).random_raw(length)
+        return np.argsort(words, kind="stable")
+
+
+def _checked(active: Sequence[int] | NDArray[np.integer], total: int) -> Ids:
+    ids = np.sort(np.asarray(active, dtype=np.int64))
+    if len(ids) and (ids[0] < 0 or ids[-1] >= total):
+        bad = int(ids[0] if ids[0] < 0 else ids[-1])
+        raise InputError(f"active id {bad} is outside the dataset's 0..{total - 1}")
+    repeated = ids[1:][np.diff(ids) == 0]
+    if len(repeated):
+        raise InputError(f"active id {int(repeated[0])} is given twice")
+    return ids

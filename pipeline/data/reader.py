@@ -1,0 +1,59 @@
+"""Sample id -> the image's bytes, read at its place in the shard."""
+
+import os
+from collections import OrderedDict
+
+from shards.errors import InputError
+from shards.manifest import Manifest
+
+_OPEN_SHARDS = 64  # well under the usual limit of 1,024 descriptors, with several readers in a process
+
+
+class ReadError(InputError):
+    """A shard that this process cannot read; others may read theirs."""
+
+
+class ShardReader:
+    """Reads image bytes by (shard, offset, size); keeps the last shards open.
+
+    Shared between a process and its forks without harm, because every read names its own offset.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._descriptors: OrderedDict[int, int] = OrderedDict()
+
+    def image_bytes(self, sample_id: int) -> bytes:
+        """Bytes of one image, as they were sharded.
+
+        Raises:
+            ReadError: the shard is missing, or not as long as the manifest says.
+        """
+        row = self._manifest.table[sample_id]
+        size = int(row["size"])
+        data = os.pread(self._open(int(row["shard"])), size, int(row["offset"]))
+        assert len(data) == size, f"short read of sample {sample_id}: {len(data)} of {size} bytes"
+        return data
+
+    def _open(self, shard: int) -> int:
+        if shard in self._descriptors:
+            self._descriptors.move_to_end(shard)
+            return self._descriptors[shard]
+        path = self._manifest.shard_path(shard)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ReadError(f"cannot open the shard {path}: {error.strerror}") from None
+        expected, found = self._manifest.shards[shard].bytes, os.fstat(descriptor).st_size
+        if found != expected:
+            os.close(descriptor)
+            raise ReadError(f"{path} has {found} bytes, its manifest says {expected}: copy it again, or shard again")
+        self._descriptors[shard] = descriptor
+        if len(self._descriptors) > _OPEN_SHARDS:
+            os.close(self._descriptors.popitem(last=False)[1])
+        return descriptor
+
+    def close(self) -> None:
+        """Close every shard."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])

@@ -1,0 +1,90 @@
+"""ALASCA: adaptive label smoothing on auxiliary classifiers (Ko, Yi, Yun; AAAI 2023; arXiv 2206.07277).
+
+The numbers are those of the released code, listed in METHOD.md, section 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from pipeline.method.losses import log_probability
+from shards.errors import InputError
+
+
+def smoothed_cross_entropy(logits: torch.Tensor, target: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
+    """Return the cross entropy [B] (float32) with `confidence` on the target, the rest shared by the OTHER classes.
+
+    The soft label is confidence on y and (1 - confidence) / (K - 1) on each other class (METHOD.md, row "smoothed
+    target"). Unlike `losses.label_smoothing`, y gets no part of the rest. Gradients flow to the logits alone.
+
+    Args:
+        logits: [B, K], any float dtype, K >= 2.
+        target: [B] int64.
+        confidence: [B] in [0, 1].
+    """
+    others = logits.shape[1] - 1
+    assert others >= 1, "needs at least 2 classes"
+    confidence = confidence.detach().float()
+    log_p = F.log_softmax(logits.float(), dim=1)
+    own = log_p.gather(1, target.unsqueeze(1)).squeeze(1)
+    rest = log_p.sum(dim=1) - own
+    return -confidence * own - (1.0 - confidence) / others * rest
+
+
+@dataclass(frozen=True)
+class AdaptiveSmoothing:
+    """How much a sample's own label is trusted.
+
+    `momentum` is that of the moving average of the main logits (for `SampleBank.update`), `temperature` divides them,
+    `warmup_epochs` (E_w) is the number of epochs over which the confidence moves from 1 to alpha.
+
+    Raises:
+        InputError: momentum outside [0, 1), temperature not above 0, or warm-up below 0.
+    """
+
+    momentum: float = 0.7
+    temperature: float = 0.333
+    warmup_epochs: float = 30
+
+    def __post_init__(self) -> None:
+        where = "in [method.alasca]: must be"
+        if not 0.0 <= self.momentum < 1.0:
+            raise InputError(f"momentum = {self.momentum} {where} from 0 to below 1 (default 0.7)")
+        if not self.temperature > 0.0:
+            raise InputError(f"temperature = {self.temperature} {where} above 0 (default 0.333)")
+        if not self.warmup_epochs >= 0:
+            raise InputError(f"warmup_epochs = {self.warmup_epochs} {where} 0 or more (a quarter of the run)")
+
+    @classmethod
+    def current(cls, warmup_epochs: float = 3) -> "AdaptiveSmoothing":
+        """Return the variant for Clothing1M: alpha = softmax(z0)[y] of the logits at hand, no average, no temperature.
+
+        It is the momentum 0, temperature 1 case: pass the main logits themselves to `confidence`; no bank is needed.
+        """
+        return cls(momentum=0.0, temperature=1.0, warmup_epochs=warmup_epochs)
+
+    def confidence(self, ema_logits: torch.Tensor, target: torch.Tensor, epoch: float) -> torch.Tensor:
+        """Return r * alpha + (1 - r), [B], float32, without gradient.
+
+        alpha = softmax(ema_logits / T)[y] and r = min(1, epoch / E_w), which is 1 for E_w = 0.
+
+        Args:
+            ema_logits: [B, K], already updated with this step's logits.
+            target: [B] int64.
+            epoch: epochs completed, from 0.
+        """
+        alpha = log_probability(ema_logits.detach().float() / self.temperature, target).exp()
+        ramp = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs > 0 else 1.0
+        return ramp * alpha + (1.0 - ramp)
+
+
+def averaged_prediction(main: torch.Tensor, aux: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the mean of the main and the LAST auxiliary logits, [B, K], float32; the main ones where there is no head.
+
+    METHOD.md, row "prediction". Report it beside the main head's own accuracy, never instead of it.
+    """
+    if not aux:
+        return main.float()
+    return (main.float() + aux[-1].float()) / 2.0

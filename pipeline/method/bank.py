@@ -1,0 +1,82 @@
+"""Per-sample state of one rank: a dense array over the samples that live there."""
+
+from typing import Any
+
+import torch
+
+
+class SampleBank:
+    """Exponential moving averages for the positions start .. stop - 1, one row of `width` numbers each.
+
+    Positions are those of `Plan.home(rank, world)`: places in the sorted active ids. A sample never leaves its rank, so
+    the bank needs no communication. Rows start at zero and are stored in `dtype` on `device`; a bank on the CPU under
+    a net on a GPU costs one synchronisation per update.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        stop: int,
+        width: int,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        assert 0 <= start <= stop, (start, stop)
+        assert width >= 1, width
+        self.start = start
+        self.stop = stop
+        self.rows = torch.zeros(stop - start, width, dtype=dtype, device=device)
+
+    @torch.no_grad()
+    def update(
+        self, positions: torch.Tensor, values: torch.Tensor, momentum: float, valid: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Set row = momentum * row + (1 - momentum) * value, then return the rows as stored.
+
+        Args:
+            positions: [B] int64, distinct, in [start, stop).
+            values: [B, width], any float dtype; detached here.
+            momentum: in [0, 1); 0 keeps the newest value alone.
+            valid: [B] bool; rows of False stay untouched, whatever their values. None: all are valid.
+
+        Returns:
+            [B, width] float32 on the values' device. The sum is formed in float32 and then rounded to the bank's dtype.
+
+        Raises:
+            ValueError: a position outside the range. Only checked for positions on the CPU: on a GPU it would wait.
+        """
+        if positions.device.type == "cpu":
+            self._check_range(positions)
+        device = self.rows.device
+        index = positions.to(device) - self.start
+        old = self.rows.index_select(0, index)
+        new = (momentum * old.float() + (1.0 - momentum) * values.to(device).float()).to(self.rows.dtype)
+        if valid is not None:
+            # A select, not a product: 0 * NaN of an undecodable sample would still be NaN.
+            new = torch.where(valid.to(device).unsqueeze(1), new, old)
+        self.rows.index_copy_(0, index, new)
+        return new.float().to(values.device)
+
+    def _check_range(self, positions: torch.Tensor) -> None:
+        outside = positions[(positions < self.start) | (positions >= self.stop)]
+        if outside.numel():
+            raise ValueError(f"position {int(outside[0])} is outside this bank's range [{self.start}, {self.stop})")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return {"start", "stop", "rows" [stop - start, width]}; the rows are the live tensor, not a copy."""
+        return {"start": self.start, "stop": self.stop, "rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the rows of a bank with the same range and width; they are cast to this bank's dtype.
+
+        Raises:
+            ValueError: another range or width.
+        """
+        theirs = (state["start"], state["stop"], tuple(state["rows"].shape))
+        ours = (self.start, self.stop, tuple(self.rows.shape))
+        if theirs != ours:
+            raise ValueError(
+                f"bank of positions [{theirs[0]}, {theirs[1]}) with rows {theirs[2]} does not fit "
+                f"positions [{ours[0]}, {ours[1]}) with rows {ours[2]}"
+            )
+        self.rows.copy_(state["rows"])

@@ -1,0 +1,61 @@
+"""Figures of a window of steps: summed on the device, reduced over ranks once when the window closes."""
+
+import resource
+import time
+
+import torch
+import torch.distributed
+
+TIME_FIELDS = frozenset({"time", "seconds", "images_per_s", "data_wait", "memory_gb"})
+"""Fields of metrics.jsonl that two runs of the same configuration need not share."""
+
+
+class Window:
+    """Sums since it was made. Nothing waits for the device until `close`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._images = 0
+        self._waited = 0.0
+        self._opened = time.perf_counter()
+
+    def add(self, images: int, sums: dict[str, torch.Tensor]) -> None:
+        """Add one micro-batch: its nominal size, and 0-dim sums over its valid samples, among them their number."""
+        self._images += images
+        for name, value in sums.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().double()
+
+    def waited(self, seconds: float) -> None:
+        """Add time in which the device had nothing to do because data were late."""
+        self._waited += seconds
+
+    def close(self) -> dict[str, float]:
+        """Means over the valid samples of all ranks, and rates; called by all ranks together."""
+        names = sorted(self._sums)
+        # The copy waits for the device, so the clock is read after it.
+        values = torch.stack([self._sums[name] for name in names]).cpu()
+        seconds = time.perf_counter() - self._opened
+        total = torch.cat([values, torch.tensor([self._images, self._waited, seconds, 1.0], dtype=torch.float64)])
+        torch.distributed.all_reduce(total)
+        *sums, images, waited, seconds, ranks = total.tolist()
+        figures = dict(zip(names, sums, strict=True))
+        valid = figures.pop("valid")
+        return {name: value / max(valid, 1.0) for name, value in figures.items()} | {
+            "images": images,
+            "valid": valid,
+            "seconds": seconds / ranks,
+            "images_per_s": images * ranks / seconds,
+            "data_wait": waited / seconds,
+            "memory_gb": peak_memory_gb(),
+        }
+
+
+def peak_memory_gb() -> float:
+    """Highest memory in use so far on any rank, in 10^9 bytes: of the GPU if there is one, else of the process."""
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    value = torch.tensor([peak], dtype=torch.float64)
+    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
+    return float(value) / 1e9

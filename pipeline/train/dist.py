@@ -1,0 +1,115 @@
+"""The processes of a run: who am I, which device is mine, and sums over all of us."""
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from shards.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the processes of the run."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+
+def world_size() -> int:
+    """Processes that the launcher announced; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_local_leader() -> bool:
+    """Whether this process speaks for its node, before or without a process group."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def start(timeout_s: float) -> World:
+    """Join the run's process group: of torchrun, of the deepspeed launcher, or of this one process alone.
+
+    Collectives on host tensors go over gloo, those on GPUs over NCCL; all of them raise after `timeout_s` seconds.
+
+    Raises:
+        InputError: fewer GPUs on this node than processes.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    gpu = torch.cuda.is_available()
+    if gpu and local_rank >= torch.cuda.device_count():
+        raise InputError(f"local rank {local_rank} has no GPU: this node has {torch.cuda.device_count()}; start fewer")
+    device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    else:
+        # Read when deepspeed is imported, which would otherwise probe for accelerators.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        _share_cores()
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    else:
+        # DeepSpeed reads these, and without them would look for MPI.
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=timeout_s))
+    _start_deepspeed(timeout_s)
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _share_cores() -> None:
+    """The deepspeed launcher lets every process take all cores, which on a CPU makes them fight."""
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+    if neighbours > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours))
+
+
+def _start_deepspeed(timeout_s: float) -> None:
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.utils import groups, logger
+
+    logger.setLevel(logging.WARNING)
+    # Training never uses this op; on a CPU deepspeed would compile it for a minute, and need a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), auto_mpi_discovery=False, verbose=False)
+    # Otherwise deepspeed makes a group of its own for the gradients, with a timeout of 30 minutes.
+    groups._WORLD_GROUP = dist.group.WORLD
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sum of a host tensor over the ranks, in place."""
+    assert values.device.type == "cpu"
+    dist.all_reduce(values)
+    return values
+
+
+def max_over_ranks(value: float) -> float:
+    """Largest of the ranks' values."""
+    tensor = torch.tensor([value], dtype=torch.float64)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return float(tensor)
+
+
+def gather(item: Any) -> list[Any]:
+    """Everybody's item, by rank, on every rank."""
+    items: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(items, item)
+    return items
+
+
+def barrier() -> None:
+    """Wait for every rank, on the host."""
+    sum_over_ranks(torch.zeros(1))

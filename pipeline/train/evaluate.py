@@ -1,0 +1,85 @@
+"""Accuracy on named sets: every image once at any world size, main head and averaged heads apart."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from pipeline.config import Config
+from pipeline.data.loader import EvalBatches, batches, eval_keys
+from pipeline.method.alasca import averaged_prediction
+from pipeline.train import dist
+from pipeline.train.bad import BadImages
+from pipeline.train.dist import World
+from shards.errors import InputError
+from shards.manifest import Manifest
+
+Forward = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
+
+
+def open_set(path: str, classes: tuple[str, ...], what: str) -> Manifest:
+    """An evaluation set that fits a model.
+
+    Raises:
+        InputError: no such dataset, missing shards, or classes that are not those the model learns.
+    """
+    manifest = Manifest.load(path)
+    if manifest.classes != classes:
+        ours, theirs = set(classes), set(manifest.classes)
+        differing = ", ".join(sorted(ours ^ theirs)[:5]) or "the same names in another order"
+        raise InputError(
+            f"{what} = '{path}' has {len(theirs)} classes that differ from the {len(ours)} of training ({differing}):"
+            " shard both from the same class list"
+        )
+    return manifest
+
+
+@torch.inference_mode()
+def evaluate(forward: Forward, manifest: Manifest, config: Config, world: World) -> dict[str, float]:
+    """Top-1 and top-5 accuracy (0 to 1) and mean cross-entropy of the main logits, over the images that decode.
+
+    `averaged/...` is of the mean of the main and the last auxiliary logits, where there are heads. All ranks call
+    this together; each reads its own share of the images.
+
+    Args:
+        forward: uint8 images [B, H, W, 3] on the device -> (main logits [B, K], auxiliary logits), in evaluation mode.
+        manifest: the set.
+        config: crop, workers and limits.
+        world: this process.
+
+    Returns:
+        Fields of an `eval` record: `images` (every one of them), `bad` (of these, undecodable), accuracies, `loss`.
+
+    Raises:
+        InputError: more than `data.max_bad_fraction` of the images do not decode.
+    """
+    data = config.data
+    dataset = EvalBatches(manifest, crop=data.crop, augment=data.augment, max_pixels=data.max_pixels)
+    keys = eval_keys(manifest.num_samples, data.micro_batch * 2, world.rank, world.size)
+    bad = BadImages(manifest, data.max_bad_fraction)
+    sums: dict[str, torch.Tensor] = {}
+    for host_batch in batches(dataset, keys, data.workers, pin=world.device.type == "cuda"):
+        bad.add(host_batch.bad)
+        batch = host_batch.to(world.device)
+        main, aux = forward(batch.images)
+        logits = {"main": main.float()}
+        if aux:
+            logits["averaged"] = averaged_prediction(main.float(), [a.float() for a in aux])
+        loss = F.cross_entropy(logits["main"], batch.labels, reduction="none")
+        found = {
+            "images": torch.ones_like(batch.valid).sum(),
+            "valid": batch.valid.sum(),
+            "loss": torch.where(batch.valid, loss, 0.0).sum(),
+        }
+        for name, scores in logits.items():
+            ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == batch.labels[:, None]
+            found[f"{name}/top1"] = (ranked[:, 0] & batch.valid).sum()
+            found[f"{name}/top5"] = (ranked.any(dim=1) & batch.valid).sum()
+        sums = {name: sums.get(name, 0) + value.double() for name, value in found.items()}
+    bad.agree()
+    # A rank without any image has no names either, so names travel with the sums.
+    shares = dist.gather({name: float(value) for name, value in sums.items()})
+    names = dict.fromkeys(name for share in shares for name in share)
+    total = {name: sum(share.get(name, 0.0) for share in shares) for name in names}
+    images, valid = total.pop("images"), total.pop("valid")
+    return {"images": images, "bad": images - valid, **{name: t / max(valid, 1.0) for name, t in total.items()}}

@@ -1,0 +1,244 @@
+"""Training, from the first batch to the summary. Read `Training.run` first."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from pipeline.config import Config
+from pipeline.data.loader import Batch, TrainBatches, batches, train_keys
+from pipeline.data.plan import Plan
+from pipeline.method.bank import SampleBank
+from pipeline.method.objective import Alasca, Objective
+from pipeline.model import backbone
+from pipeline.record.metrics import Window
+from pipeline.record.track import Tracker, read_metrics
+from pipeline.train import dist
+from pipeline.train.bad import BadImages
+from pipeline.train.checkpoint import Checkpoints, read_index
+from pipeline.train.dist import World
+from pipeline.train.engine import Engine
+from pipeline.train.evaluate import evaluate, open_set
+from pipeline.train.identity import identity, refuse_difference, versions
+from pipeline.train.schedule import Schedule
+from shards.manifest import Manifest
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Train as configured, under whatever launcher started this process.
+
+    Everything the user can get wrong is looked at before the processes meet and before anything is written.
+
+    Returns:
+        The summary, as written to summary.json.
+
+    Raises:
+        InputError: see `config.load`, `Manifest.load`, `Plan`, `Checkpoints.choose`, `evaluate`.
+    """
+    manifest = Manifest.load(config.data.train)
+    sets = {
+        name: open_set(chosen.data, manifest.classes, f"eval.{name}.data") for name, chosen in config.eval.sets.items()
+    }
+    plan = Plan(
+        manifest,
+        lanes=config.data.lanes,
+        micro_batch=config.data.micro_batch,
+        seed=config.run.seed,
+        shuffle_shards=config.data.shuffle_shards,
+    )
+    plan.lanes_of(0, dist.world_size())
+    torch.manual_seed(config.run.seed)
+    module = backbone.build(
+        config.model.name,
+        manifest.num_classes,
+        heads=config.heads,
+        pretrained=config.model.pretrained,
+        stem=config.model.stem,
+    )
+    world = dist.start(config.dist.timeout)
+    summary = Training(config, manifest, sets, plan, module, world).run()
+    dist.stop()
+    return summary
+
+
+class Training:
+    """One run in one process of it; holds what the steps share."""
+
+    def __init__(
+        self,
+        config: Config,
+        manifest: Manifest,
+        sets: dict[str, Manifest],
+        plan: Plan,
+        module: torch.nn.Module,
+        world: World,
+    ) -> None:
+        self.config, self.manifest, self.sets, self.plan, self.world = config, manifest, sets, plan, world
+        self.lanes = plan.lanes_of(world.rank, world.size)
+        self.schedule = Schedule(config.optim, plan.steps_per_epoch)
+        self.identity = identity(config, manifest)
+        self.checkpoints = Checkpoints(config.folder / "checkpoints", world, config.checkpoint.keep)
+        checkpoint = self.checkpoints.choose(config.run.resume)
+        self.start = 0
+        if checkpoint is not None:
+            index = read_index(checkpoint)
+            refuse_difference(index["identity"], self.identity, str(checkpoint))
+            self.start = index["step"]
+        self.feed = self._feed()  # forks the workers, so before the GPU is in use
+        self.engine = Engine(module, config.optim, config.engine, world, plan.micro_batch, len(self.lanes))
+        self.objective = self._objective()
+        self.bad = BadImages(manifest, config.data.max_bad_fraction)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.tracker = Tracker(
+            config, leader=world.rank == 0, total_steps=self.schedule.total_steps, start_step=self.start
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Every step that is left: micro-batches, update, record, evaluation, checkpoint."""
+        config, per_epoch, last = self.config, self.plan.steps_per_epoch, self.schedule.total_steps
+        save_every = config.checkpoint.every_steps or per_epoch
+        self.engine.train()
+        window = Window()
+        for step in range(self.start, last):
+            for _ in self.lanes:
+                self._micro_batch(step // per_epoch, window)
+            self.engine.step(self.schedule.lr(step))
+
+            done = step + 1
+            ends_epoch, saves = done % per_epoch == 0, done % save_every == 0 or done == last
+            evaluates = done == last or (ends_epoch and done // per_epoch % config.eval.every == 0)
+            self.tracker.progress(done)
+            # A window never spans a checkpoint, so that a resumed run writes the same lines.
+            if done % config.track.every == 0 or evaluates or saves:
+                self._record(step, window)
+                if evaluates:
+                    self._evaluate(done)
+                if saves:
+                    self._save(done)
+                window = Window()
+        summary = self._summary()
+        self.tracker.finish(summary)
+        return summary
+
+    def _micro_batch(self, epoch: int, window: Window) -> None:
+        """Forward and backward of one lane's share of the step."""
+        asked = time.perf_counter()
+        host_batch = next(self.feed)
+        window.waited(time.perf_counter() - asked)
+        batch = host_batch.to(self.world.device)
+        main, aux = self.engine.forward(batch.images)
+        losses = self.objective(main, aux, batch.labels, batch.positions, batch.valid, epoch)
+        self.engine.backward(losses.total)
+        right = (main.argmax(dim=1) == batch.labels) & batch.valid
+        window.add(
+            len(batch.labels),
+            {
+                "valid": batch.valid.sum(),
+                "loss": losses.total * len(batch.labels),
+                "top1": right.sum(),
+                **losses.parts,
+            },
+        )
+        self.bad.add(host_batch.bad)
+
+    def _record(self, step: int, window: Window) -> None:
+        """One line of figures; and the images found bad, which end the run when they are too many."""
+        done = step + 1
+        figures = window.close()
+        self.tracker.log(
+            "train",
+            done,
+            {
+                "epoch": done / self.plan.steps_per_epoch,
+                "samples": done * self.plan.global_batch,
+                "lr": self.schedule.lr(step),
+                **figures,
+            },
+        )
+        for fields in self.bad.agree():
+            self.tracker.log("bad", done, fields)
+
+    def _evaluate(self, done: int) -> None:
+        self.engine.eval()
+        for name, manifest in self.sets.items():
+            began = time.perf_counter()
+            figures = evaluate(self.engine.forward, manifest, self.config, self.world)
+            seconds = time.perf_counter() - began
+            epoch = done / self.plan.steps_per_epoch
+            self.tracker.log("eval", done, {"epoch": epoch, "set": name, **figures, "seconds": seconds})
+        self.engine.train()
+
+    def _save(self, done: int) -> None:
+        self.engine.statistics.average_over_ranks()
+        self.checkpoints.save(
+            done,
+            model=self.engine.module.state_dict(),
+            optimizer=self.engine.optimizer.state_dict(),
+            own={"objective": self.objective.state_dict(), "bad": self.bad.state_dict()},
+            about={"identity": self.identity, "classes": self.manifest.classes, "versions": versions()},
+        )
+
+    def _restore(self, checkpoint: Path) -> None:
+        model, optimizer, own = self.checkpoints.load(checkpoint, self.world.device)
+        self.engine.module.load_state_dict(model)
+        self.engine.statistics.reload()
+        self.engine.optimizer.load_state_dict(optimizer)
+        self.objective.load_state_dict(own["objective"])
+        self.bad.load_state_dict(own["bad"])
+
+    def _feed(self) -> Iterator[Batch]:
+        """This rank's micro-batches, from the first step that is left to the end of the run."""
+        data = self.config.data
+        dataset = TrainBatches(
+            self.manifest,
+            self.plan,
+            crop=data.crop,
+            augment=data.augment,
+            flip=data.flip,
+            max_pixels=data.max_pixels,
+        )
+        keys = train_keys(self.plan, self.lanes, self.start, self.schedule.total_steps)
+        return batches(dataset, keys, data.workers, pin=self.world.device.type == "cuda")
+
+    def _objective(self) -> Objective:
+        """The configured losses, with per-sample state for this rank's home where they need it."""
+        method, engine = self.config.method, self.config.engine
+        aux, bank = None, None
+        if method.aux == "alasca":
+            settings = method.alasca.model_dump() | {"warmup_epochs": self.config.alasca_warmup_epochs}
+            aux = Alasca(**settings)
+            if aux.needs_bank:
+                start, stop = self.plan.home(self.world.rank, self.world.size)
+                device = self.world.device if engine.bank_device == "auto" else torch.device("cpu")
+                dtype = getattr(torch, engine.bank_dtype)
+                bank = SampleBank(start, stop, self.manifest.num_classes, dtype, device)
+        return Objective(method.base, method.base_options, aux, bank)
+
+    def _summary(self) -> dict[str, Any]:
+        """What the record says of the whole run, earlier attempts included."""
+        records = read_metrics(self.config.folder) if self.world.rank == 0 else []
+        training = [r for r in records if r["kind"] == "train"]
+        final = {r["set"]: r for r in records if r["kind"] == "eval" and r["step"] == self.schedule.total_steps}
+        if not training:
+            return {}
+        return {
+            "name": self.config.run.name,
+            "steps": self.schedule.total_steps,
+            "epochs": self.config.optim.epochs,
+            "samples": self.schedule.total_steps * self.plan.global_batch,
+            "sets": {name: {k: v for k, v in r.items() if "/" in k or k == "loss"} for name, r in final.items()},
+            "images_per_s": median(r["images_per_s"] for r in training),
+            "data_wait": median(r["data_wait"] for r in training),
+            "memory_gb": max(r["memory_gb"] for r in training),
+            "train_seconds": sum(r["seconds"] for r in training),
+            "bad_images": len(self.bad),
+            "parameters": sum(p.numel() for p in self.engine.module.parameters()),
+            "world": self.world.size,
+            "device": torch.cuda.get_device_name() if self.world.device.type == "cuda" else "cpu",
+            "versions": versions(),
+            "identity": self.identity,
+        }

@@ -1,0 +1,146 @@
+"""Records -> shards, sample table and manifest: parallel, restartable, byte-identical for equal input."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+
+from shards import worker
+from shards.errors import InputError
+from shards.manifest import SAMPLE_DTYPE, Manifest, Shard
+from shards.noise import Noise
+from shards.plan import Plan, shard_name
+from shards.plan import make as make_plan
+from shards.progress import Progress
+from shards.publication import publish
+from shards.readers.record import Source
+from shards.staging import Staging, check_folder, finished
+
+
+def build(
+    source: Source,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    noise: Noise | None = None,
+    resize: int | None = None,
+    samples_per_shard: int = 1000,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write the dataset folder `out` from `source` and return it opened.
+
+    Records go in one globally shuffled order, so any run of neighbouring ids is a fair sample of the classes. Equal
+    records, image bytes and settings give equal bytes, whatever `workers` (default: all CPUs this process may use; 1
+    works in this process), and whether or not the build was killed and called again in between. A folder that holds
+    the result already is left alone.
+
+    resize: pixels of the short side; larger images are shrunk and encoded again, all others keep their bytes. An image
+    whose header cannot be read is kept, with width and height 0, and listed in `Manifest.source["unreadable"]`.
+
+    Raises InputError, before anything is written, for bad values, for images that are missing, and for a folder that
+    holds something else; and later where an image or the disk fails, keeping what is finished.
+    """
+    out, progress = Path(out), progress or Progress()
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    for name, value, least in [("seed", seed, 0), ("resize", resize, 1)]:
+        if value is not None and not least <= value < 2**32:
+            raise InputError(f"--{name} {value}: must be at least {least} and below 2**32")
+    for name, value in [("samples-per-shard", samples_per_shard), ("workers", workers)]:
+        if value < 1:
+            raise InputError(f"--{name} {value}: must be at least 1")
+    if source.root is not None and out.resolve().is_relative_to(source.root.resolve()):
+        raise InputError(f"--out {out}: lies inside --root {source.root}; write the shards beside the raw images")
+    check_folder(out)
+    plan = make_plan(source, seed, noise, resize, samples_per_shard)
+    if manifest := finished(out, plan.settings):
+        progress.say(f"{out}: holds this very build already; nothing to do")
+        return manifest
+    try:
+        with Staging(out, plan.settings, plan.stamp, progress) as staging:
+            todo = [index for index in range(plan.num_shards) if staging.sidecar(shard_name(index)) is None]
+            if len(todo) < plan.num_shards:
+                progress.say(f"{out}: continuing; {plan.num_shards - len(todo)} of {plan.num_shards} shards are there")
+            progress.start(sum(len(plan.ids(index)) for index in todo), "images")
+            _run(
+                (plan.task(index, out, staging.fingerprint) for index in todo),
+                min(workers, len(todo)),
+                workers,
+                progress.advance,
+            )
+            manifest = _publish(plan, out, staging)
+            staging.remove()
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror or error}; mend this and run the same again to go on") from None
+    return manifest
+
+
+def _run(tasks: Iterator[worker.Task], processes: int, asked: int, done: Callable[[int], None]) -> None:
+    if asked == 1 or processes == 0:
+        for task in tasks:
+            done(worker.write_shard(task))
+        return
+    context = multiprocessing.get_context("spawn")  # fork would copy the caller's threads' locks
+    receiver, sender = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(processes, context, worker.start, (receiver,)) as pool:
+        try:
+            pending: set[Future[int]] = set()
+            for task in tasks:  # a few ahead only: a task carries its records
+                pending.add(pool.submit(worker.write_shard, task))
+                if len(pending) >= 2 * processes:
+                    pending = _drain(pending, done)
+            while pending:
+                pending = _drain(pending, done)
+        except BrokenProcessPool:
+            raise InputError(
+                f"--workers {asked}: a worker process died (out of memory?); run the same again with fewer to go on"
+            ) from None
+        except BaseException:
+            sender.close()  # ends the workers at once
+            raise
+
+
+def _drain(pending: set[Future[int]], done: Callable[[int], None]) -> set[Future[int]]:
+    ready, waiting = wait(pending, return_when=FIRST_COMPLETED)
+    for future in ready:
+        done(future.result())
+    return waiting
+
+
+def _publish(plan: Plan, out: Path, staging: Staging) -> Manifest:
+    table = np.zeros(len(plan.order), dtype=SAMPLE_DTYPE)
+    shards = []
+    unreadable: list[list[str]] = []
+    for index in range(plan.num_shards):
+        sidecar = staging.sidecar(shard_name(index))
+        assert sidecar is not None, f"{shard_name(index)} was written"
+        shards.append(Shard(shard_name(index), *(sidecar[name] for name in ("samples", "bytes", "sha256"))))
+        rows = table[plan.ids(index).start : plan.ids(index).stop]
+        for column in ("offset", "size", "width", "height"):
+            rows[column] = sidecar[column]
+        rows["shard"] = index
+        unreadable += sidecar["unreadable"]
+    keys = [plan.source.records[i].key.encode() for i in plan.order]
+    table["key"][1:] = np.cumsum([len(key) for key in keys[:-1]])
+    table["label"], table["clean_label"] = plan.labels[plan.order], plan.clean[plan.order]
+    source = {name: value for name, value in plan.settings.items() if name not in ("split", "classes", "noise")}
+    source["counts"] = {
+        "images": len(plan.order),
+        "passed_over": plan.source.passed_over,
+        "unreadable": len(unreadable),
+    }
+    source["unreadable"] = [{"key": key, "reason": reason} for key, reason in unreadable[:5]]
+    return publish(
+        out,
+        split=plan.source.split,
+        classes=plan.source.classes,
+        shards=shards,
+        table=table,
+        keys=b"".join(keys),
+        noise=plan.noise,
+        source=source,
+    )

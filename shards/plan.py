@@ -1,0 +1,132 @@
+"""What a build is going to write, decided before the first byte: order, labels, shards."""
+
+import hashlib
+import math
+import os
+import stat
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.draws import Stream, permutation
+from shards.errors import InputError
+from shards.manifest import check_classes
+from shards.noise import Noise
+from shards.noise import apply as apply_noise
+from shards.readers.record import Record, Source
+from shards.worker import Task
+
+
+def shard_name(index: int) -> str:
+    """Return the file name of shard `index`; names sort as their numbers do."""
+    return f"shard-{index:06d}.tar"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided before the first byte is written; arrays are in the reader's order, except `order`."""
+
+    source: Source
+    settings: dict[str, Any]
+    stamp: str  # identifies the raw files; holds their times, which must not reach the manifest
+    order: NDArray[np.int64]  # id -> record
+    labels: NDArray[np.int32]
+    clean: NDArray[np.int32]
+    sizes: NDArray[np.int64]
+    noise: dict[str, Any] | None
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards; the last may be smaller."""
+        return math.ceil(len(self.order) / self.settings["samples_per_shard"])
+
+    def ids(self, index: int) -> range:
+        """Return the ids in shard `index`."""
+        step: int = self.settings["samples_per_shard"]
+        return range(index * step, min((index + 1) * step, len(self.order)))
+
+    def task(self, index: int, out: Path, build: str) -> Task:
+        """Return what a worker needs to write shard `index` into `out`; `build` is the fingerprint of the build."""
+        ids = self.ids(index)
+        chosen = self.order[ids.start : ids.stop]
+        return Task(
+            out,
+            shard_name(index),
+            ids.start,
+            [self.source.records[i] for i in chosen],
+            self.labels[chosen].tolist(),
+            self.sizes[chosen].tolist(),
+            self.source.root,
+            self.settings["resize"],
+            build,
+        )
+
+
+def make(source: Source, seed: int, noise: Noise | None, resize: int | None, samples_per_shard: int) -> Plan:
+    """Look at every record and decide what to write; raises InputError and writes nothing."""
+    records = source.records
+    if not records:
+        raise InputError(f"{source.reader}: no images to write")
+    if math.ceil(len(records) / samples_per_shard) > 10**6:
+        raise InputError(f"--samples-per-shard {samples_per_shard}: more than a million shards; write more into each")
+    check_classes(source.classes)
+    given = np.array([record.label for record in records], dtype=np.int32)
+    assert given.min() >= 0 and given.max() < len(source.classes), "labels are indices of classes"
+    clean = np.array([record.clean_label for record in records], dtype=np.int32)
+    labels, noise_record = given, None
+    if noise is not None:
+        labels = apply_noise(noise, given, len(source.classes), seed)
+        noise_record = noise.record(seed, given, labels)
+        clean = np.where(clean < 0, given, clean)  # who asks for noise takes the given labels as true
+    sizes, times = _stat(records, source.root)
+    inputs = hashlib.sha256()
+    for record, size in zip(records, sizes.tolist(), strict=True):
+        body = hashlib.sha256(record.content).hexdigest() if record.content is not None else ""
+        try:
+            line = f"{record.key}\0{record.extension}\0{record.label}\0{record.clean_label}\0{size}\0{body}\n".encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{source.root}/{record.key!a}: the name is not valid UTF-8; rename it") from None
+        inputs.update(line)
+    settings = {
+        "reader": source.reader,
+        "options": source.options,
+        "split": source.split,
+        "seed": seed,
+        "noise": f"{noise.kind}:{noise.rate}" if noise else None,
+        "resize": resize,
+        "samples_per_shard": samples_per_shard,
+        "classes": list(source.classes),
+        "inputs": inputs.hexdigest(),
+    }
+    stamp = hashlib.sha256(times.tobytes()).hexdigest()
+    order = permutation(len(records), seed, Stream.ORDER)
+    return Plan(source, settings, stamp, order, labels, clean, sizes, noise_record)
+
+
+def _stat(records: Sequence[Record], root: Path | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return size in bytes and modification time in ns of every image, int64 [N] each."""
+
+    def one(record: Record) -> tuple[int, int]:
+        if record.content is not None:
+            return len(record.content), 0
+        assert root is not None
+        path = os.path.join(root, record.key)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from None
+        if not stat.S_ISREG(status.st_mode) or status.st_size >= 2**32:
+            raise InputError(f"{path}: not a file of less than 4 GiB; remove it")
+        return status.st_size, status.st_mtime_ns
+
+    def some(start: int) -> list[tuple[int, int]]:
+        return [one(record) for record in records[start : start + 4096]]
+
+    with ThreadPoolExecutor(16) as pool:  # network file systems answer slowly, but many at once
+        found = np.array([pair for chunk in pool.map(some, range(0, len(records), 4096)) for pair in chunk])
+    return found[:, 0].astype(np.int64), found[:, 1].astype(np.int64)

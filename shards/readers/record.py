@@ -1,0 +1,47 @@
+"""What a reader hands to the build: records in a fixed order, and where they come from."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
+
+
+class Record(NamedTuple):
+    """One labelled image; small, so that millions fit in memory and travel to worker processes."""
+
+    key: str  # where it came from: a relative path, with forward slashes
+    extension: str  # jpg, png or webp
+    label: int
+    clean_label: int = -1  # -1: unknown
+    content: bytes | None = None  # the encoded image itself; None: the file Source.root / key
+
+
+@dataclass(frozen=True)
+class Source:
+    """A raw dataset as read: one split of it.
+
+    `options` holds what, beside the files, decides the records; it goes into the manifest, so it names no path of this
+    machine. `records` are sorted by key, whatever order the file system lists. `passed_over` counts the files that are
+    no images; `notes` are lines for the user.
+    """
+
+    reader: str
+    split: str
+    classes: tuple[str, ...]
+    records: Sequence[Record]
+    root: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    passed_over: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def content(record: Record, root: Path | None) -> bytes:
+    """Return the encoded image. Raises OSError where its file cannot be read."""
+    if record.content is not None:
+        return record.content
+    assert root is not None, "a record without content needs a root"
+    with open(os.path.join(root, record.key), "rb") as file:
+        return file.read()

@@ -1,0 +1,146 @@
+"""Whether a dataset folder is what its manifest says, byte for byte."""
+
+import hashlib
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.manifest import KEYS, SAMPLES, Manifest
+from shards.progress import Progress
+from shards.tar import DamagedTar, index_tar, stem
+
+LINES_PER_SHARD = 5
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    differences: one line each, empty where all is well. given, clean: samples per class, int64 [K]; `clean` is None
+    where no true label is known, and both where the table cannot be read. noise_rate: share of given labels that
+    differ from the clean ones, among samples whose clean label is known.
+    """
+
+    manifest: Manifest
+    differences: tuple[str, ...]
+    given: NDArray[np.int64] | None
+    clean: NDArray[np.int64] | None
+    noise_rate: float | None
+
+
+def verify(path: str | Path, progress: Progress | None = None) -> Report:
+    """Compare every byte and every count of a dataset folder with its manifest.
+
+    Hashes all files, reads every tar's headers again, and compares names, offsets, sizes and the labels in the tars
+    with the sample table. Raises InputError where there is no readable manifest to compare with.
+    """
+    progress = progress or Progress()
+    manifest = Manifest.read(path)
+    listed = {shard.name for shard in manifest.shards}
+    extra = sorted(file.name for file in manifest.root.glob("*.tar") if file.name not in listed)
+    differences = manifest.problems() + [f"{name} is not in the manifest" for name in extra]
+    for name, file in manifest.files.items():
+        differences += _compare_digest(manifest.root / name, file.sha256)
+    table = _table(manifest)
+    if table is not None:
+        differences += _check_table(manifest, table)
+
+    progress.start(manifest.num_samples, "samples")
+    starts = np.concatenate([[0], np.cumsum(manifest.shard_sizes)])
+
+    def check(index: int) -> list[str]:
+        rows = None if table is None else table[starts[index] : starts[index + 1]]
+        return _check_shard(manifest, index, int(starts[index]), rows)
+
+    with ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0)))) as pool:  # hashing releases the interpreter's lock
+        for shard, found in zip(manifest.shards, pool.map(check, range(len(manifest.shards))), strict=True):
+            differences += found
+            progress.advance(shard.samples)
+    return Report(manifest, tuple(dict.fromkeys(differences)), *_histogram(manifest, table))
+
+
+def _table(manifest: Manifest) -> NDArray[Any] | None:
+    try:
+        return manifest.table
+    except (OSError, ValueError):
+        return None  # `problems` has said so
+
+
+def _compare_digest(path: Path, expected: str) -> list[str]:
+    if not path.is_file():
+        return [f"{path.name} is missing"]
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+            return [f"{path.name}: its SHA-256 is not the manifest's"]
+    return []
+
+
+def _check_table(manifest: Manifest, table: NDArray[Any]) -> list[str]:
+    found = []
+    for column, least in (("label", 0), ("clean_label", -1)):
+        outside = np.flatnonzero((table[column] < least) | (table[column] >= manifest.num_classes))
+        if len(outside):
+            found.append(f"{SAMPLES}: {len(outside):,} {column}s are no class, first that of sample {outside[0]}")
+    shards = np.repeat(np.arange(len(manifest.shards)), manifest.shard_sizes)
+    if len(shards) == len(table) and not np.array_equal(table["shard"], shards):
+        found.append(f"{SAMPLES}: its shard numbers do not follow the manifest's counts")
+    starts = np.append(table["key"], np.uint64(manifest.files[KEYS].bytes))
+    if starts[0] != 0 or (starts[1:] < starts[:-1]).any():
+        found.append(f"{SAMPLES}: its keys do not follow one another in {KEYS}")
+    return found
+
+
+def _check_shard(manifest: Manifest, index: int, first: int, rows: NDArray[Any] | None) -> list[str]:
+    shard, path = manifest.shards[index], manifest.shard_path(index)
+    found = _compare_digest(path, shard.sha256)
+    if not path.is_file():
+        return found
+    count = 0
+    with open(path, "rb") as file:
+        members = index_tar(file)
+        try:
+            for label_member, image in itertools.zip_longest(members, members):
+                name = stem(first + count)
+                if image is None or label_member.name != f"{name}.cls" or not image.name.startswith(f"{name}."):
+                    found.append(f"{shard.name}: expected sample {name}, found {label_member.name}")
+                    break
+                if rows is not None and count < len(rows):
+                    file.seek(label_member.offset)
+                    written = file.read(min(label_member.size, 20))
+                    row = rows[count]
+                    if (row["offset"], row["size"]) != (image.offset, image.size):
+                        found.append(f"{shard.name}: {image.name} does not lie where the table says")
+                    if written != str(row["label"]).encode():
+                        found.append(f"{shard.name}: {name} has label {written!r}, {row['label']} in the table")
+                count += 1
+            else:
+                if count != shard.samples:
+                    found.append(f"{shard.name}: {count:,} samples, {shard.samples:,} in the manifest")
+        except DamagedTar as error:
+            found.append(f"{shard.name}: {error}")
+    if len(found) > LINES_PER_SHARD:
+        found[LINES_PER_SHARD:] = [f"{shard.name}: {len(found) - LINES_PER_SHARD:,} more differences"]
+    return found
+
+
+def _histogram(
+    manifest: Manifest, table: NDArray[Any] | None
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None, float | None]:
+    if table is None:
+        return None, None, None
+
+    def count(labels: NDArray[np.int32]) -> NDArray[np.int64]:
+        inside = labels[(labels >= 0) & (labels < manifest.num_classes)]
+        return np.bincount(inside, minlength=manifest.num_classes)
+
+    known = table["clean_label"] >= 0
+    if not known.any():
+        return count(table["label"]), None, None
+    wrong = table["label"][known] != table["clean_label"][known]
+    return count(table["label"]), count(table["clean_label"]), float(wrong.mean())

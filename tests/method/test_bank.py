@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+
+from pipeline.method.bank import SampleBank
+
+
+def index(*positions):
+    return torch.tensor(positions, dtype=torch.int64)
+
+
+def test_starts_at_zeros_and_updates_before_it_reads():
+    bank = SampleBank(10, 14, 2)
+    assert bank.rows.shape == (4, 2)
+    assert not bank.rows.any()
+    rows = bank.update(index(12, 10), torch.tensor([[10.0, -20.0], [1.0, 2.0]]), 0.7)
+    # By hand: 0.7 * 0 + 0.3 * value.
+    np.testing.assert_allclose(rows.numpy(), [[3.0, -6.0], [0.3, 0.6]], rtol=1e-6)
+    np.testing.assert_allclose(bank.rows.numpy(), [[0.3, 0.6], [0, 0], [3.0, -6.0], [0, 0]], rtol=1e-6)
+    rows = bank.update(index(12), torch.tensor([[0.0, 100.0]]), 0.7)
+    np.testing.assert_allclose(rows.numpy(), [[2.1, 25.8]], rtol=1e-6)
+
+
+def test_follows_the_recurrence_over_many_steps():
+    rng = np.random.default_rng(0)
+    bank, wanted = SampleBank(100, 120, 3), np.zeros((20, 3))
+    for _ in range(50):
+        where, values = rng.permutation(20)[:6], rng.normal(size=(6, 3))
+        rows = bank.update(torch.tensor(where + 100), torch.tensor(values), 0.9)
+        for place, value in zip(where, values, strict=True):
+            wanted[place] = 0.9 * wanted[place] + 0.1 * value
+        np.testing.assert_allclose(rows.numpy(), wanted[where], atol=1e-6)
+    np.testing.assert_allclose(bank.rows.numpy(), wanted, atol=1e-6)
+
+
+def test_invalid_rows_stay_untouched_and_are_returned_as_they_stand():
+    bank = SampleBank(0, 3, 2)
+    bank.update(index(0, 1), torch.ones(2, 2), 0.5)
+    before = bank.rows.clone()
+    values = torch.tensor([[8.0, 8.0], [float("nan"), float("inf")]])
+    rows = bank.update(index(0, 1), values, 0.5, torch.tensor([True, False]))
+    assert rows.tolist() == [[4.25, 4.25], [0.5, 0.5]]
+    assert torch.equal(bank.rows[1:], before[1:])
+
+
+def test_momentum_zero_keeps_the_newest():
+    bank = SampleBank(0, 1, 2)
+    bank.update(index(0), torch.tensor([[5.0, 6.0]]), 0.0)
+    assert bank.update(index(0), torch.tensor([[1.0, 2.0]]), 0.0).tolist() == [[1.0, 2.0]]
+
+
+def test_half_precision_is_only_storage():
+    bank, values = SampleBank(0, 2, 3, dtype=torch.bfloat16), torch.randn(2, 3)
+    rows = bank.update(index(0, 1), values, 0.7)
+    assert rows.dtype == torch.float32
+    assert bank.rows.dtype == torch.bfloat16
+    assert torch.equal(rows, ((1.0 - 0.7) * values).bfloat16().float())
+    assert torch.equal(rows, bank.rows.float())
+    again = bank.update(index(0, 1), values.bfloat16(), 0.7)
+    assert torch.equal(again, (0.7 * rows + (1.0 - 0.7) * values.bfloat16().float()).bfloat16().float())
+
+
+def test_values_are_detached_and_the_result_is_not_a_view():
+    bank, values = SampleBank(0, 2, 3), torch.randn(2, 3, requires_grad=True)
+    rows = bank.update(index(0, 1), values, 0.7)
+    assert not rows.requires_grad
+    kept = bank.rows.clone()
+    rows.zero_()
+    assert torch.equal(bank.rows, kept)
+
+
+@pytest.mark.parametrize("wrong", [4, 9, -1])
+def test_positions_outside_the_range(wrong):
+    bank = SampleBank(5, 9, 1)
+    with pytest.raises(ValueError, match=rf"position {wrong} is outside this bank's range \[5, 9\)"):
+        bank.update(index(5, wrong), torch.ones(2, 1), 0.5)
+    assert not bank.rows.any()
+
+
+def test_state_round_trip():
+    bank = SampleBank(5, 9, 2)
+    bank.update(index(6, 8), torch.randn(2, 2), 0.7)
+    state = bank.state_dict()
+    assert (state["start"], state["stop"]) == (5, 9)
+    other = SampleBank(5, 9, 2)
+    other.load_state_dict(state)
+    assert torch.equal(other.rows, bank.rows)
+    assert other.rows.data_ptr() != bank.rows.data_ptr()
+
+
+@pytest.mark.parametrize("other", [(4, 8, 2), (5, 8, 2), (5, 9, 3)])
+def test_state_of_another_range_or_width(other):
+    with pytest.raises(ValueError, match="does not fit"):
+        SampleBank(*other).load_state_dict(SampleBank(5, 9, 2).state_dict())

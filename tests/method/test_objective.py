@@ -1,0 +1,248 @@
+"""Row "total loss" of METHOD.md, section 1, and what each part may and may not touch."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.method.bank import SampleBank
+from pipeline.method.objective import Alasca, Objective
+from shards.errors import InputError
+
+BATCH, CLASSES, HEADS = 6, 5, 3
+
+
+def softmax(z):
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def drawn(seed=0, dtype=torch.float32):
+    rng = np.random.default_rng(seed)
+    main, *aux = rng.normal(0, 2, (1 + HEADS, BATCH, CLASSES))
+    leaves = [torch.tensor(z, dtype=dtype, requires_grad=True) for z in (main, *aux)]
+    return main, aux, rng.integers(0, CLASSES, BATCH), leaves[0], leaves[1:]
+
+
+def alasca(**settings):
+    return Objective(aux=Alasca(**settings), bank=SampleBank(0, BATCH, CLASSES))
+
+
+EVERY = torch.ones(BATCH, dtype=torch.bool)
+PLACES = torch.arange(BATCH)
+
+
+def expected(main, aux, y, average, share, valid, base="ce"):
+    """Value, parts and gradients, sample by sample, in float64."""
+    base_sum = aux_sum = confidence_sum = 0.0
+    gradients = [np.zeros((BATCH, CLASSES)) for _ in range(1 + len(aux))]
+    for n in range(BATCH):
+        if not valid[n]:
+            continue
+        p = softmax(main[n : n + 1])[0]
+        own = np.eye(CLASSES)[y[n]]
+        if base == "ce":
+            base_sum += -math.log(p[y[n]])
+            gradients[0][n] = (p - own) / BATCH
+        else:  # gce, q = 0.7: d/dz = p_y^q (p - own)
+            base_sum += (1 - p[y[n]] ** 0.7) / 0.7
+            gradients[0][n] = p[y[n]] ** 0.7 * (p - own) / BATCH
+        alpha = share * softmax(average[n : n + 1] / 0.333)[0, y[n]] + 1 - share
+        confidence_sum += alpha
+        target = np.where(own > 0, alpha, (1 - alpha) / (CLASSES - 1))
+        for m, z in enumerate(aux):
+            p = softmax(z[n : n + 1])[0]
+            aux_sum += -(target * np.log(p)).sum()
+            gradients[1 + m][n] = 2.0 * (p - target) / BATCH
+    return (base_sum + 2.0 * aux_sum) / BATCH, base_sum, aux_sum, confidence_sum, gradients
+
+
+@pytest.mark.parametrize("base", ["ce", "gce"])
+@pytest.mark.parametrize(("epoch", "share"), [(0, 0.0), (6, 0.2), (30, 1.0), (77, 1.0)])
+def test_total_parts_and_gradients(base, epoch, share):
+    main, aux, y, z0, zs = drawn()
+    objective = Objective(base=base, aux=Alasca(), bank=SampleBank(0, BATCH, CLASSES))
+    losses = objective(z0, zs, torch.tensor(y), PLACES, EVERY, epoch)
+    total, base_sum, aux_sum, confidence, gradients = expected(main, aux, y, 0.3 * main, share, EVERY, base)
+    assert losses.total.item() == pytest.approx(total, rel=1e-5)
+    assert losses.total.dim() == 0
+    assert set(losses.parts) == {"loss/base", "loss/aux", "confidence"}
+    for name, wanted in (("loss/base", base_sum), ("loss/aux", aux_sum), ("confidence", confidence)):
+        assert losses.parts[name].item() == pytest.approx(wanted, rel=1e-5)
+        assert losses.parts[name].dim() == 0
+        assert not losses.parts[name].requires_grad
+    losses.total.backward()
+    # The main head's is that of the base loss alone; each head's carries lambda = 2.
+    for leaf, wanted in zip((z0, *zs), gradients, strict=True):
+        np.testing.assert_allclose(leaf.grad.numpy(), wanted, atol=1e-6)
+
+
+def test_second_visit_uses_the_average():
+    objective = alasca(warmup_epochs=0)
+    main, _, _, z0, zs = drawn(0)
+    objective(z0, zs, torch.zeros(BATCH, dtype=torch.int64), PLACES, EVERY, 0)
+    again, aux, y, z0, zs = drawn(1)
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    losses = objective(z0, zs, torch.tensor(y), order, EVERY, 0)
+    average = 0.7 * 0.3 * main[order.numpy()] + 0.3 * again
+    total, *_ = expected(again, aux, y, average, 1.0, EVERY)
+    assert losses.total.item() == pytest.approx(total, rel=1e-5)
+
+
+def test_without_aux_only_the_base_loss_remains():
+    main, _, y, z0, _ = drawn()
+    losses = Objective()(z0, [], torch.tensor(y), PLACES, EVERY, 0)
+    _, base_sum, *_ = expected(main, [], y, main, 1.0, EVERY)
+    assert losses.total.item() == pytest.approx(base_sum / BATCH, rel=1e-6)
+    assert set(losses.parts) == {"loss/base"}
+
+
+def test_weight_and_options_are_used():
+    main, _, y, z0, zs = drawn()
+    losses = Objective("gce", {"q": 0.5}, Alasca(aux_weight=0.25), SampleBank(0, BATCH, CLASSES))(
+        z0, zs, torch.tensor(y), PLACES, EVERY, 0
+    )
+    own = softmax(main)[np.arange(BATCH), y]
+    base_sum = ((1 - own**0.5) / 0.5).sum()
+    assert losses.parts["loss/base"].item() == pytest.approx(base_sum, rel=1e-5)
+    assert losses.total.item() == pytest.approx((base_sum + 0.25 * losses.parts["loss/aux"].item()) / BATCH, rel=1e-5)
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 7.0])
+@pytest.mark.parametrize("base", ["ce", "ls", "gce", "sce"])
+def test_an_invalid_sample_adds_nothing(base, garbage):
+    _, _, y, z0, zs = drawn()
+    valid = torch.tensor([True, True, False, True, False, True])
+    bank = SampleBank(0, BATCH, CLASSES)
+    bank.update(PLACES, torch.ones(BATCH, CLASSES), 0.5)
+    before = bank.rows.clone()
+    with torch.no_grad():
+        for leaf in (z0, *zs):
+            leaf[~valid] = garbage
+    target = torch.tensor(y)
+    target[~valid] = -1
+    objective = Objective(base=base, aux=Alasca(warmup_epochs=0), bank=bank)
+    losses = objective(z0, zs, target, PLACES, valid, 0)
+    losses.total.backward()
+
+    # The valid samples alone, in a batch of their own.
+    kept_bank = SampleBank(0, BATCH, CLASSES)
+    kept_bank.update(PLACES, torch.ones(BATCH, CLASSES), 0.5)
+    kept = [leaf.detach()[valid].requires_grad_(True) for leaf in (z0, *zs)]
+    alone = Objective(base=base, aux=Alasca(warmup_epochs=0), bank=kept_bank)(
+        kept[0], kept[1:], target[valid], PLACES[valid], torch.ones(4, dtype=torch.bool), 0
+    )
+    alone.total.backward()
+    # Divided by the nominal 6, not by the 4 that count.
+    torch.testing.assert_close(losses.total, alone.total * 4 / 6)
+    for name in losses.parts:
+        torch.testing.assert_close(losses.parts[name], alone.parts[name])
+    for leaf, wanted in zip((z0, *zs), kept, strict=True):
+        torch.testing.assert_close(leaf.grad[valid], wanted.grad * 4 / 6)
+        assert not leaf.grad[~valid].any()
+    assert torch.equal(bank.rows[~valid], before[~valid])
+    assert torch.equal(bank.rows, kept_bank.rows)
+
+
+def test_no_valid_sample_at_all():
+    _, _, y, z0, zs = drawn()
+    losses = alasca()(z0, zs, torch.tensor(y), PLACES, ~EVERY, 3)
+    losses.total.backward()
+    assert losses.total.item() == 0.0
+    assert not any(leaf.grad.any() for leaf in (z0, *zs))
+
+
+def test_micro_batches_add_up():
+    # Gradient accumulation over two halves is the whole, halved twice: every sum is divided by its own nominal size.
+    _, _, y, z0, zs = drawn()
+    y = torch.tensor(y)
+    whole = alasca(warmup_epochs=0)(z0, zs, y, PLACES, EVERY, 0)
+    objective = alasca(warmup_epochs=0)
+    halves = [
+        objective(z0[part], [z[part] for z in zs], y[part], PLACES[part], EVERY[part], 0)
+        for part in (slice(0, 3), slice(3, 6))
+    ]
+    torch.testing.assert_close(sum(half.total for half in halves) / 2, whole.total)
+
+
+def test_the_clothing1m_variant_needs_no_bank():
+    main, aux, y, z0, zs = drawn()
+    settings = Alasca(confidence="current", warmup_epochs=3)
+    assert not settings.needs_bank
+    objective = Objective(aux=settings)
+    losses = objective(z0, zs, torch.tensor(y), PLACES, EVERY, 3)
+    # alpha = softmax(z0)[y]: the reference divides by 0.333, so undo that.
+    total, _, _, confidence, gradients = expected(main, aux, y, 0.333 * main, 1.0, EVERY)
+    assert losses.total.item() == pytest.approx(total, rel=1e-5)
+    assert losses.parts["confidence"].item() == pytest.approx(confidence, rel=1e-5)
+    losses.total.backward()
+    np.testing.assert_allclose(z0.grad.numpy(), gradients[0], atol=1e-6)
+
+
+def test_bfloat16_logits():
+    main, aux, y, z0, zs = drawn(dtype=torch.bfloat16)
+    losses = alasca()(z0, zs, torch.tensor(y), PLACES, EVERY, 30)
+    total, *_ = expected(main, aux, y, 0.3 * main, 1.0, EVERY)
+    assert losses.total.dtype == torch.float32
+    assert losses.total.item() == pytest.approx(total, rel=0.02)
+    losses.total.backward()
+    assert z0.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("base", ["ce", "ls", "gce", "sce"])
+@pytest.mark.parametrize("confidence", ["ema", "current"])
+def test_nothing_waits_for_the_device(base, confidence):
+    # Meta tensors have no values: whatever asks for one (.item(), if tensor:, a boolean index) raises.
+    settings = Alasca(confidence=confidence)
+    bank = SampleBank(0, BATCH, CLASSES, device="meta") if settings.needs_bank else None
+    z0, *zs = (torch.zeros(BATCH, CLASSES, device="meta", requires_grad=True) for _ in range(1 + HEADS))
+    y, places, valid = (value.to("meta") for value in (PLACES, PLACES, EVERY))
+    losses = Objective(base, aux=settings, bank=bank)(z0, zs, y, places, valid, 3)
+    losses.total.backward()
+    assert z0.grad.shape == (BATCH, CLASSES)
+
+
+def test_state_round_trip():
+    objective, (_, _, y, z0, zs) = alasca(), drawn()
+    objective(z0, zs, torch.tensor(y), PLACES, EVERY, 5)
+    other = alasca()
+    other.load_state_dict(objective.state_dict())
+    again = [o(z0, zs, torch.tensor(y), PLACES, EVERY, 40).total.item() for o in (objective, other)]
+    assert again[0] == again[1]
+    plain = Objective()
+    assert plain.state_dict() == {}
+    plain.load_state_dict({})
+    with pytest.raises(ValueError, match="bank"):
+        plain.load_state_dict(objective.state_dict())
+    with pytest.raises(ValueError, match="nothing"):
+        objective.load_state_dict({})
+
+
+def test_heads_and_aux_go_together():
+    _, _, y, z0, zs = drawn()
+    with pytest.raises(InputError, match='"alasca" needs heads'):
+        alasca()(z0, [], torch.tensor(y), PLACES, EVERY, 0)
+    with pytest.raises(InputError, match="trains them"):
+        Objective()(z0, zs, torch.tensor(y), PLACES, EVERY, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Objective("gec"), ['base = "gec"', 'did you mean "gce"?']),
+        (lambda: Objective("gce", {"quantile": 1.0}), ["quantile in [method.gce]", "known: q"]),
+        (lambda: Objective("sce", {"alpa": 1.0}), ['did you mean "alpha"?']),
+        (lambda: Objective("ce", {"q": 1.0}), ["it has no options"]),
+        (lambda: Objective("gce", {"q": 2.0}), ["q = 2.0"]),
+        (lambda: Alasca(confidence="emma"), ['confidence = "emma"']),
+        (lambda: Alasca(aux_weight=-1.0), ["aux_weight = -1.0"]),
+        (lambda: Alasca(momentum=2.0), ["momentum = 2.0"]),
+    ],
+)
+def test_wrong_settings_are_named(make, words):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)

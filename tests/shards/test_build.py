@@ -1,0 +1,248 @@
+import io
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from shards import noise
+from shards.build import build
+from shards.errors import InputError
+from shards.manifest import Manifest
+from shards.readers import digits, imagefolder
+from shards.tar import index_tar
+from shards.verify import verify
+
+SHARD = 7
+Contents = Callable[[Path], dict[str, bytes]]
+
+
+def given_label(key: str, manifest: Manifest) -> int:
+    return manifest.classes.index(key.split("/")[0])
+
+
+def again(raw: Path, out: Path, **changes: object) -> Manifest:
+    """Build what the fixture `built` holds, but for `changes`."""
+    options = {"seed": 3, "noise": noise.parse("symmetric:0.3"), "samples_per_shard": SHARD, "workers": 1}
+    return build(imagefolder.read(raw, None), out, **(options | changes))
+
+
+def test_plain_webdataset_reads_every_sample(built: Manifest, raw: Path) -> None:
+    urls = [str(built.shard_path(index)) for index in range(len(built.shards))]
+    dataset = webdataset.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("jpg;jpeg;png;webp", "cls")
+    samples = list(dataset)
+    assert len(samples) == built.num_samples == 60
+    for sample, (image, label) in enumerate(samples):
+        assert label == built.labels[sample]
+        with Image.open(raw / built.key(sample)) as original:
+            assert np.array_equal(np.asarray(image), np.asarray(original.convert("RGB")))
+
+
+def test_the_table_leads_to_the_untouched_bytes(built: Manifest, raw: Path) -> None:
+    for sample, row in enumerate(built.table):
+        with open(built.shard_path(row["shard"]), "rb") as file:
+            file.seek(row["offset"])
+            data = file.read(row["size"])
+        assert data == (raw / built.key(sample)).read_bytes()
+        assert Image.open(io.BytesIO(data)).size == (row["width"], row["height"])
+
+
+def test_members_are_named_by_id(built: Manifest) -> None:
+    with open(built.shard_path(1), "rb") as file:
+        names = [member.name for member in index_tar(file)]
+    assert names[0::2] == [f"{sample:09d}.cls" for sample in range(SHARD, 2 * SHARD)]
+    assert {name.split(".")[1] for name in names[1::2]} <= {"jpg", "png", "webp"}
+
+
+def test_order_is_one_global_shuffle(tmp_path: Path) -> None:
+    source = digits.read(None, "train")
+    manifest = build(source, tmp_path / "a", samples_per_shard=300, workers=1)
+    keys = [manifest.key(sample) for sample in range(manifest.num_samples)]
+    positions = {record.key: index for index, record in enumerate(source.records)}
+    order = np.array([positions[key] for key in keys])
+    assert np.array_equal(np.sort(order), np.arange(1437))
+    assert abs(np.corrcoef(order, np.arange(1437))[0, 1]) < 0.1
+    for shard in range(4):
+        counts = np.bincount(manifest.labels[manifest.table["shard"] == shard], minlength=10)
+        assert counts.min() >= 12
+        assert counts.max() <= 55
+    other = build(source, tmp_path / "b", samples_per_shard=300, workers=1, seed=1)
+    assert [other.key(sample) for sample in range(20)] != keys[:20]
+
+
+def test_noise_is_recorded_and_the_clean_labels_stay(built: Manifest) -> None:
+    clean = [given_label(built.key(sample), built) for sample in range(60)]
+    assert built.clean_labels.tolist() == clean
+    assert np.count_nonzero(built.labels != built.clean_labels) == 18
+    assert built.noise == {
+        "kind": "symmetric",
+        "rate": 0.3,
+        "seed": 3,
+        "convention": "excluding the true class",
+        "flipped": 18,
+        "realised": 0.3,
+    }
+
+
+def test_noise_hits_the_same_images_in_any_shards(built: Manifest, raw: Path, tmp_path: Path) -> None:
+    other = again(raw, tmp_path / "out", samples_per_shard=50)
+    labels = {built.key(sample): built.labels[sample] for sample in range(60)}
+    assert labels == {other.key(sample): other.labels[sample] for sample in range(60)}
+
+
+def test_without_noise_the_clean_labels_of_a_folder_are_unknown(raw: Path, tmp_path: Path) -> None:
+    manifest = again(raw, tmp_path / "out", noise=None)
+    assert manifest.noise is None
+    assert set(manifest.clean_labels.tolist()) == {-1}
+    assert manifest.labels.tolist() == [given_label(manifest.key(sample), manifest) for sample in range(60)]
+
+
+def test_bytes_depend_on_neither_workers_nor_place_nor_times(
+    built: Manifest, raw: Path, tmp_path: Path, contents: Contents
+) -> None:
+    elsewhere = tmp_path / "copy of raw"
+    shutil.copytree(raw, elsewhere, copy_function=shutil.copyfile)
+    for file in elsewhere.rglob("*.*"):
+        os.utime(file, (1, 1))
+    again(elsewhere, tmp_path / "out", workers=2)
+    assert contents(tmp_path / "out") == contents(built.root)
+    assert ".build" not in os.listdir(built.root)
+
+
+def test_a_finished_folder_is_left_alone(raw: Path, copied: Path) -> None:
+    before = {file.name: file.stat().st_mtime_ns for file in copied.iterdir()}
+    said: list[str] = []
+
+    class Heard(build.__globals__["Progress"]):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    manifest = again(raw, copied, progress=Heard())
+    assert manifest.num_samples == 60
+    assert {file.name: file.stat().st_mtime_ns for file in copied.iterdir()} == before
+    assert len(said) == 1
+    assert "nothing to do" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 4}, "seed 3 there, 4 asked"),
+        ({"noise": None}, "noise symmetric:0.3 there, None asked"),
+        ({"resize": 16}, "resize None there, 16 asked"),
+        ({"samples_per_shard": 8}, "samples_per_shard 7 there, 8 asked"),
+    ],
+)
+def test_another_build_in_the_folder_is_named(
+    raw: Path, copied: Path, changes: dict[str, object], words: str, contents: Contents
+) -> None:
+    before = contents(copied)
+    with pytest.raises(InputError, match=words):
+        again(raw, copied, **changes)
+    assert contents(copied) == before
+
+
+def test_other_images_in_the_folder_are_named(raw: Path, copied: Path, tmp_path: Path) -> None:
+    fewer = shutil.copytree(raw, tmp_path / "fewer")
+    next(fewer.rglob("*.png")).unlink()
+    with pytest.raises(InputError, match="its images, their sizes or their labels differ"):
+        again(fewer, copied)
+    (fewer / "bird").rename(fewer / "birds")
+    with pytest.raises(InputError, match="its classes differ"):
+        again(fewer, copied)
+    with pytest.raises(InputError, match="reader imagefolder there, digits asked"):
+        build(digits.read(None, None), copied, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"seed": -1}, "--seed -1"),
+        ({"seed": 2**32}, "--seed"),
+        ({"resize": 0}, "--resize 0"),
+        ({"samples_per_shard": 0}, "--samples-per-shard 0"),
+        ({"workers": 0}, "--workers 0"),
+    ],
+)
+def test_bad_values_write_nothing(raw: Path, tmp_path: Path, changes: dict[str, object], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        again(raw, tmp_path / "out", **changes)
+    assert os.listdir(tmp_path) == []
+
+
+def test_bad_folders_write_nothing(raw: Path, tmp_path: Path, contents: Contents) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("x")
+    before = contents(tmp_path), contents(raw)
+    for out, words in [
+        (tmp_path / "mine", r"holds other files \(thesis\.txt\)"),
+        (tmp_path / "mine/thesis.txt", "is a file"),
+        (tmp_path / "mine/thesis.txt/deeper", "is a file"),
+        (raw / "shards", "lies inside --root"),
+        ("s3://bucket/train", "local folder"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            again(raw, out)
+    assert (contents(tmp_path), contents(raw)) == before
+
+
+def test_shrinks_on_request(raw: Path, tmp_path: Path) -> None:
+    manifest = again(raw, tmp_path / "out", resize=32)
+    shrunk = 0
+    for sample, row in enumerate(manifest.table):
+        with open(manifest.shard_path(row["shard"]), "rb") as file:
+            file.seek(row["offset"])
+            data = file.read(row["size"])
+        original = (raw / manifest.key(sample)).read_bytes()
+        before = Image.open(io.BytesIO(original))
+        after = Image.open(io.BytesIO(data))
+        assert after.size == (row["width"], row["height"])
+        assert after.format == before.format
+        if min(before.size) > 32:
+            shrunk += 1
+            assert min(after.size) == 32
+        else:
+            assert data == original
+    assert 0 < shrunk < 60
+    assert verify(tmp_path / "out").differences == ()
+
+
+def test_broken_images_are_kept_counted_and_named(raw: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(raw, tmp_path / "raw")
+    broken = sorted(root.rglob("*.jpg"))[:7]
+    for file in broken:
+        file.write_bytes(b"<html>404</html>")
+    broken[0].write_bytes(b"")
+    manifest = again(root, tmp_path / "out")
+    assert manifest.source["counts"] == {"images": 60, "passed_over": 0, "unreadable": 7}
+    names = {str(file.relative_to(root)) for file in broken}
+    assert len(manifest.source["unreadable"]) == 5
+    assert {bad["key"] for bad in manifest.source["unreadable"]} < names
+    unsized = [manifest.key(sample) for sample in np.flatnonzero(manifest.table["width"] == 0)]
+    assert set(unsized) == names
+    assert np.array_equal(manifest.table["width"] == 0, manifest.table["height"] == 0)
+    assert verify(tmp_path / "out").differences == ()
+
+
+def test_a_missing_image_is_named_before_anything_is_written(raw: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(raw, tmp_path / "raw")
+    source = imagefolder.read(root, None)
+    (root / source.records[5].key).unlink()
+    (root / "bird/gone.jpg").symlink_to("nowhere.jpg")
+    for records in (source, imagefolder.read(root, None)):
+        with pytest.raises(InputError, match=r"(im,.*|gone\.jpg): cannot be read \(No such file"):
+            build(records, tmp_path / "out", workers=1)
+    assert os.listdir(tmp_path) == ["raw"]
+
+
+def test_a_name_that_is_no_text_is_named(raw: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(raw, tmp_path / "raw")
+    with open(os.path.join(os.fsencode(root), b"bird", b"caf\xe9.jpg"), "wb"):
+        pass
+    with pytest.raises(InputError, match=r"caf\\udce9.*not valid UTF-8"):
+        again(root, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["raw"]

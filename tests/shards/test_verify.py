@@ -1,0 +1,184 @@
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.errors import InputError
+from shards.manifest import Manifest
+from shards.tar import DamagedTar, index_tar
+from shards.verify import verify
+
+
+def flip(file: Path, position: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[position] ^= 1
+    file.write_bytes(data)
+
+
+def edit(folder: Path, change: Callable[[dict], None]) -> None:
+    file = folder / "manifest.json"
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+
+
+def redigest(folder: Path, name: str) -> None:
+    """Make the manifest agree with a changed table, as somebody who edits it by hand might."""
+    data = (folder / name).read_bytes()
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit(folder, lambda document: document["table"].update({name: entry}))
+
+
+def found(folder: Path) -> str:
+    differences = verify(folder).differences
+    assert all("\n" not in line for line in differences)
+    return "\n".join(differences)
+
+
+def test_a_sound_folder_differs_in_nothing(built: Manifest) -> None:
+    report = verify(built.root)
+    assert report.differences == ()
+    assert report.given is not None
+    assert report.clean is not None
+    assert report.given.tolist() == np.bincount(built.labels, minlength=3).tolist()
+    assert report.clean.tolist() == [20, 20, 20]
+    assert report.noise_rate == pytest.approx(0.3)
+
+
+def test_one_flipped_bit_anywhere_in_a_tar(built: Manifest, copied: Path) -> None:
+    name = built.shards[2].name
+    row = built.table[2 * 7 + 1]
+    payload, padding = int(row["offset"]) + 5, int(row["offset"]) + int(row["size"])
+    assert padding % 512 != 0, "this sample has padding"
+    header = int(row["offset"]) - 512
+    for position in (payload, padding, header, header + 130, built.shards[2].bytes - 1):
+        flip(copied / name, position)
+        assert f"{name}: its SHA-256 is not the manifest's" in found(copied)
+        flip(copied / name, position)
+    assert found(copied) == ""
+    flip(copied / name, header)
+    assert f"{name}: bad header at byte {header:,}" in found(copied)
+
+
+def test_a_flipped_label_in_a_tar_is_located(built: Manifest, copied: Path) -> None:
+    name = built.shards[2].name
+    position = int(built.table[14]["offset"]) - 1024  # the block before the image's header
+    assert (copied / name).read_bytes()[position : position + 1].isdigit()
+    flip(copied / name, position)
+    assert f"{name}: 000000014 has label" in found(copied)
+
+
+def test_a_truncated_tar(built: Manifest, copied: Path) -> None:
+    name = built.shards[2].name
+    whole = (copied / name).read_bytes()
+    (copied / name).write_bytes(whole[: len(whole) // 2])
+    text = found(copied)
+    assert f"{name} has {len(whole) // 2:,} bytes, {len(whole):,} in the manifest" in text
+    assert "cut short" in text
+
+
+def test_swapped_shards(built: Manifest, copied: Path) -> None:
+    first, second = (copied / built.shards[index].name for index in (0, 1))
+    first.rename(copied / "x")
+    second.rename(first)
+    (copied / "x").rename(second)
+    text = found(copied)
+    assert f"{first.name}: expected sample 000000000, found 000000007.cls" in text
+    assert f"{second.name}: expected sample 000000007, found 000000000.cls" in text
+
+
+def test_missing_and_extra_shards(built: Manifest, copied: Path) -> None:
+    (copied / built.shards[3].name).rename(copied / "extra.tar")
+    text = found(copied)
+    assert f"{built.shards[3].name} is missing" in text
+    assert "extra.tar is not in the manifest" in text
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "word"),
+    [
+        ("label", lambda old: (old + 1) % 3, "000000010 has label"),
+        ("label", lambda old: 3, "1 labels are no class, first that of sample 10"),
+        ("clean_label", lambda old: -2, "1 clean_labels are no class, first that of sample 10"),
+        ("offset", lambda old: old + 512, "does not lie where the table says"),
+        ("size", lambda old: old - 1, "does not lie where the table says"),
+        ("shard", lambda old: old + 1, "shard numbers do not follow"),
+        ("key", lambda old: old + 1000, "keys do not follow"),
+        ("width", lambda old: old + 1, ""),
+    ],
+)
+def test_an_edited_table(copied: Path, column: str, value: Callable[[int], int], word: str) -> None:
+    table = np.load(copied / "samples.npy")
+    table[column][10] = value(int(table[column][10]))
+    np.save(copied / "samples.npy", table)
+    assert "samples.npy: its SHA-256 is not the manifest's" in found(copied)
+    redigest(copied, "samples.npy")
+    assert word in found(copied)
+
+
+def test_edited_keys(copied: Path) -> None:
+    flip(copied / "keys.bin", 3)
+    assert "keys.bin: its SHA-256 is not the manifest's" in found(copied)
+
+
+def test_an_edited_count_in_the_manifest(built: Manifest, copied: Path) -> None:
+    def one_less(document: dict) -> None:
+        document["shards"][4]["samples"] -= 1
+
+    edit(copied, one_less)
+    text = found(copied)
+    assert "60 rows, 59 samples in the manifest" in text
+    assert f"{built.shards[4].name}: 7 samples, 6 in the manifest" in text
+
+
+def test_another_count_that_adds_up(built: Manifest, copied: Path) -> None:
+    def shift(document: dict) -> None:
+        document["shards"][4]["samples"] -= 1
+        document["shards"][5]["samples"] += 1
+
+    edit(copied, shift)
+    assert "shard numbers do not follow the manifest's counts" in found(copied)
+
+
+def test_many_differences_of_one_shard_stay_few_lines(copied: Path) -> None:
+    table = np.load(copied / "samples.npy")
+    table["label"] = (table["label"] + 1) % 3
+    np.save(copied / "samples.npy", table)
+    lines = [line for line in verify(copied).differences if line.startswith("shard-000000.tar")]
+    assert len(lines) == 6
+    assert lines[-1].endswith("2 more differences")
+
+
+def test_a_missing_table_is_a_difference(copied: Path) -> None:
+    (copied / "samples.npy").unlink()
+    report = verify(copied)
+    assert report.differences == ("samples.npy is missing",)
+    assert report.given is None
+
+
+def test_nothing_to_verify(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a shard folder"):
+        verify(tmp_path)
+
+
+def test_the_index_reads_what_tarfile_reads_and_nothing_less(built: Manifest, tmp_path: Path) -> None:
+    import tarfile
+
+    path = built.shard_path(0)
+    with tarfile.open(path) as tar, open(path, "rb") as file:
+        expected = [(member.name, member.offset_data, member.size) for member in tar]
+        assert [tuple(member) for member in index_tar(file)] == expected
+    with tarfile.open(tmp_path / "links.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        link = tarfile.TarInfo("x")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with open(tmp_path / "links.tar", "rb") as file, pytest.raises(DamagedTar, match="no regular file"):
+        list(index_tar(file))
+    whole = path.read_bytes()
+    for data in (b"", whole[:700], whole.rstrip(b"\0"), whole + b"x" * 512):
+        (tmp_path / "bad.tar").write_bytes(data)
+        with open(tmp_path / "bad.tar", "rb") as file, pytest.raises(DamagedTar):
+            list(index_tar(file))
