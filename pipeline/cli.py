@@ -115,10 +115,16 @@ def _add_eval(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _eval(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from pipeline.train.stored import evaluate_run
+    from pipeline.train import dist
+    from pipeline.train.evaluate import open_set
+    from pipeline.train.stored import StoredRun
 
-    figures = evaluate_run(Path(args.folder), args.data)
-    if figures:
+    run = StoredRun(Path(args.folder))
+    manifest = open_set(args.data, run.classes, "--data")
+    world = dist.start(run.config.dist.timeout)
+    figures = run.evaluate(manifest, world)
+    dist.stop()
+    if world.rank == 0:
         width = max(len(name) for name in figures)
         for name, value in figures.items():
             print(f"{name:<{width}}  {f'{value:.2%}' if '/top' in name else f'{value:g}'}")

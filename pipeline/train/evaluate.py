@@ -35,7 +35,7 @@ def open_set(path: str, classes: tuple[str, ...], what: str) -> Manifest:
 
 
 @torch.inference_mode()
-def evaluate(forward: Forward, manifest: Manifest, config: Config, world: World) -> dict[str, float]:
+def evaluate(forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages) -> dict[str, float]:
     """Top-1 and top-5 accuracy (0 to 1) and mean cross-entropy of the main logits, over the images that decode.
 
     `averaged/...` is of the mean of the main and the last auxiliary logits, where there are heads. All ranks call
@@ -46,17 +46,14 @@ def evaluate(forward: Forward, manifest: Manifest, config: Config, world: World)
         manifest: the set.
         config: crop, workers and limits.
         world: this process.
+        bad: takes up the images that do not decode.
 
     Returns:
         Fields of an `eval` record: `images` (every one of them), `bad` (of these, undecodable), accuracies, `loss`.
-
-    Raises:
-        InputError: more than `data.max_bad_fraction` of the images do not decode.
     """
     data = config.data
     dataset = EvalBatches(manifest, crop=data.crop, augment=data.augment, max_pixels=data.max_pixels)
     keys = eval_keys(manifest.num_samples, data.micro_batch * 2, world.rank, world.size)
-    bad = BadImages(manifest, data.max_bad_fraction)
     sums: dict[str, torch.Tensor] = {}
     for host_batch in batches(dataset, keys, data.workers, pin=world.device.type == "cuda"):
         bad.add(host_batch.bad)
@@ -76,7 +73,6 @@ def evaluate(forward: Forward, manifest: Manifest, config: Config, world: World)
             found[f"{name}/top1"] = (ranked[:, 0] & batch.valid).sum()
             found[f"{name}/top5"] = (ranked.any(dim=1) & batch.valid).sum()
         sums = {name: sums.get(name, 0) + value.double() for name, value in found.items()}
-    bad.agree()
     # A rank without any image has no names either, so names travel with the sums.
     shares = dist.gather({name: float(value) for name, value in sums.items()})
     names = dict.fromkeys(name for share in shares for name in share)

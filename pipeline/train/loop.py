@@ -3,83 +3,51 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
 from pipeline.config import Config
 from pipeline.data.loader import Batch, TrainBatches, batches, train_keys
-from pipeline.data.plan import Plan
 from pipeline.method.bank import SampleBank
 from pipeline.method.objective import Alasca, Objective
-from pipeline.model import backbone
 from pipeline.record.metrics import Window
-from pipeline.record.track import Tracker, read_metrics
+from pipeline.record.summary import summarise
+from pipeline.record.track import Tracker
 from pipeline.train import dist
 from pipeline.train.bad import BadImages
 from pipeline.train.checkpoint import Checkpoints, read_index
 from pipeline.train.dist import World
 from pipeline.train.engine import Engine
-from pipeline.train.evaluate import evaluate, open_set
+from pipeline.train.evaluate import evaluate
 from pipeline.train.identity import identity, refuse_difference, versions
+from pipeline.train.inputs import Inputs
 from pipeline.train.schedule import Schedule
-from shards.manifest import Manifest
 
 
-def train(config: Config) -> dict[str, Any]:
+def train(config: Config) -> None:
     """Train as configured, under whatever launcher started this process.
 
     Everything the user can get wrong is looked at before the processes meet and before anything is written.
 
-    Returns:
-        The summary, as written to summary.json.
-
     Raises:
-        InputError: see `config.load`, `Manifest.load`, `Plan`, `Checkpoints.choose`, `evaluate`.
+        InputError: see `Inputs.open`, `Checkpoints.choose`, `refuse_difference`, `BadImages.agree`.
     """
-    manifest = Manifest.load(config.data.train)
-    sets = {
-        name: open_set(chosen.data, manifest.classes, f"eval.{name}.data") for name, chosen in config.eval.sets.items()
-    }
-    plan = Plan(
-        manifest,
-        lanes=config.data.lanes,
-        micro_batch=config.data.micro_batch,
-        seed=config.run.seed,
-        shuffle_shards=config.data.shuffle_shards,
-    )
-    plan.lanes_of(0, dist.world_size())
-    torch.manual_seed(config.run.seed)
-    module = backbone.build(
-        config.model.name,
-        manifest.num_classes,
-        heads=config.heads,
-        pretrained=config.model.pretrained,
-        stem=config.model.stem,
-    )
+    inputs = Inputs.open(config, dist.world_size())
     world = dist.start(config.dist.timeout)
-    summary = Training(config, manifest, sets, plan, module, world).run()
+    Training(config, inputs, world).run()
     dist.stop()
-    return summary
 
 
 class Training:
     """One run in one process of it; holds what the steps share."""
 
-    def __init__(
-        self,
-        config: Config,
-        manifest: Manifest,
-        sets: dict[str, Manifest],
-        plan: Plan,
-        module: torch.nn.Module,
-        world: World,
-    ) -> None:
-        self.config, self.manifest, self.sets, self.plan, self.world = config, manifest, sets, plan, world
-        self.lanes = plan.lanes_of(world.rank, world.size)
-        self.schedule = Schedule(config.optim, plan.steps_per_epoch)
-        self.identity = identity(config, manifest)
+    def __init__(self, config: Config, inputs: Inputs, world: World) -> None:
+        self.config, self.world = config, world
+        self.manifest, self.sets, self.plan = inputs.manifest, inputs.sets, inputs.plan
+        self.lanes = self.plan.lanes_of(world.rank, world.size)
+        self.schedule = Schedule(config.optim, self.plan.steps_per_epoch)
+        self.identity = identity(config, self.manifest)
         self.checkpoints = Checkpoints(config.folder / "checkpoints", world, config.checkpoint.keep)
         checkpoint = self.checkpoints.choose(config.run.resume)
         self.start = 0
@@ -88,16 +56,19 @@ class Training:
             refuse_difference(index["identity"], self.identity, str(checkpoint))
             self.start = index["step"]
         self.feed = self._feed()  # forks the workers, so before the GPU is in use
-        self.engine = Engine(module, config.optim, config.engine, world, plan.micro_batch, len(self.lanes))
+        self.engine = Engine(
+            inputs.module, config.optim, config.engine, world, config.data.micro_batch, len(self.lanes)
+        )
         self.objective = self._objective()
-        self.bad = BadImages(manifest, config.data.max_bad_fraction)
+        datasets = {"train": self.manifest, **{f"eval.{name}": manifest for name, manifest in self.sets.items()}}
+        self.bad = {name: BadImages(manifest, config.data.max_bad_fraction) for name, manifest in datasets.items()}
         if checkpoint is not None:
             self._restore(checkpoint)
         self.tracker = Tracker(
             config, leader=world.rank == 0, total_steps=self.schedule.total_steps, start_step=self.start
         )
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> None:
         """Every step that is left: micro-batches, update, record, evaluation, checkpoint."""
         config, per_epoch, last = self.config, self.plan.steps_per_epoch, self.schedule.total_steps
         save_every = config.checkpoint.every_steps or per_epoch
@@ -120,9 +91,8 @@ class Training:
                 if saves:
                     self._save(done)
                 window = Window()
-        summary = self._summary()
-        self.tracker.finish(summary)
-        return summary
+        if self.world.rank == 0:
+            self.tracker.finish(self._summary())
 
     def _micro_batch(self, epoch: int, window: Window) -> None:
         """Forward and backward of one lane's share of the step."""
@@ -143,10 +113,10 @@ class Training:
                 **losses.parts,
             },
         )
-        self.bad.add(host_batch.bad)
+        self.bad["train"].add(host_batch.bad)
 
     def _record(self, step: int, window: Window) -> None:
-        """One line of figures; and the images found bad, which end the run when they are too many."""
+        """One line of figures, and the images newly found bad."""
         done = step + 1
         figures = window.close()
         self.tracker.log(
@@ -159,14 +129,19 @@ class Training:
                 **figures,
             },
         )
-        for fields in self.bad.agree():
-            self.tracker.log("bad", done, fields)
+        self._record_bad("train", done)
+
+    def _record_bad(self, name: str, done: int) -> None:
+        """Name the images newly found bad; too many of them end the run."""
+        for fields in self.bad[name].agree():
+            self.tracker.log("bad", done, {"dataset": name, **fields})
 
     def _evaluate(self, done: int) -> None:
         self.engine.eval()
         for name, manifest in self.sets.items():
             began = time.perf_counter()
-            figures = evaluate(self.engine.forward, manifest, self.config, self.world)
+            figures = evaluate(self.engine.forward, manifest, self.config, self.world, self.bad[f"eval.{name}"])
+            self._record_bad(f"eval.{name}", done)
             seconds = time.perf_counter() - began
             epoch = done / self.plan.steps_per_epoch
             self.tracker.log("eval", done, {"epoch": epoch, "set": name, **figures, "seconds": seconds})
@@ -178,7 +153,10 @@ class Training:
             done,
             model=self.engine.module.state_dict(),
             optimizer=self.engine.optimizer.state_dict(),
-            own={"objective": self.objective.state_dict(), "bad": self.bad.state_dict()},
+            own={
+                "objective": self.objective.state_dict(),
+                "bad": {name: bad.state_dict() for name, bad in self.bad.items()},
+            },
             about={"identity": self.identity, "classes": self.manifest.classes, "versions": versions()},
         )
 
@@ -188,7 +166,8 @@ class Training:
         self.engine.statistics.reload()
         self.engine.optimizer.load_state_dict(optimizer)
         self.objective.load_state_dict(own["objective"])
-        self.bad.load_state_dict(own["bad"])
+        for name, bad in self.bad.items():
+            bad.load_state_dict(own["bad"].get(name, {}))
 
     def _feed(self) -> Iterator[Batch]:
         """This rank's micro-batches, from the first step that is left to the end of the run."""
@@ -219,23 +198,12 @@ class Training:
         return Objective(method.base, method.base_options, aux, bank)
 
     def _summary(self) -> dict[str, Any]:
-        """What the record says of the whole run, earlier attempts included."""
-        records = read_metrics(self.config.folder) if self.world.rank == 0 else []
-        training = [r for r in records if r["kind"] == "train"]
-        final = {r["set"]: r for r in records if r["kind"] == "eval" and r["step"] == self.schedule.total_steps}
-        if not training:
-            return {}
         return {
             "name": self.config.run.name,
             "steps": self.schedule.total_steps,
             "epochs": self.config.optim.epochs,
             "samples": self.schedule.total_steps * self.plan.global_batch,
-            "sets": {name: {k: v for k, v in r.items() if "/" in k or k == "loss"} for name, r in final.items()},
-            "images_per_s": median(r["images_per_s"] for r in training),
-            "data_wait": median(r["data_wait"] for r in training),
-            "memory_gb": max(r["memory_gb"] for r in training),
-            "train_seconds": sum(r["seconds"] for r in training),
-            "bad_images": len(self.bad),
+            **summarise(self.config.folder, self.schedule.total_steps),
             "parameters": sum(p.numel() for p in self.engine.module.parameters()),
             "world": self.world.size,
             "device": torch.cuda.get_device_name() if self.world.device.type == "cuda" else "cpu",

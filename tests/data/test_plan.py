@@ -1,5 +1,7 @@
 """The invariants of the order, for random datasets, lanes, batches and worlds."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -56,7 +58,7 @@ def test_every_world_size_gives_the_same_micro_batches_from_disjoint_homes(plan:
         homes = [plan.home(rank, world) for rank in range(world)]
         assert homes[0][0] == 0
         assert homes[-1][1] == plan.num_active
-        assert all(a[1] == b[0] for a, b in zip(homes, homes[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in pairwise(homes))
         lanes = [plan.lanes_of(rank, world) for rank in range(world)]
         assert {len(r) for r in lanes} == {plan.lanes // world}
         shares = [np.concatenate([plan.lane_batch(epoch, step, lane) for lane in r]) for r in lanes]

@@ -13,6 +13,7 @@ from shards import noise
 from shards.build import build
 from shards.errors import InputError
 from shards.manifest import Manifest
+from shards.progress import Progress
 from shards.readers import digits, imagefolder
 from shards.tar import index_tar
 from shards.verify import verify
@@ -117,7 +118,7 @@ def test_a_finished_folder_is_left_alone(raw: Path, copied: Path) -> None:
     before = {file.name: file.stat().st_mtime_ns for file in copied.iterdir()}
     said: list[str] = []
 
-    class Heard(build.__globals__["Progress"]):
+    class Heard(Progress):
         def say(self, line: str) -> None:
             said.append(line)
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from typing import IO
 
 import psutil
 import pytest
+from PIL import Image
 
 from shards import noise, worker
 from shards.build import build
@@ -95,11 +97,77 @@ def test_survives_a_real_kill(
     with pytest.raises(InputError, match="half-finished"):
         Manifest.load(out)
 
+    finished = len(list(out.glob(".build/*.tar.json")))
+    assert len(there) - 2 <= finished <= len(there)  # each worker may have died between a shard and its sidecar
     progress = resume(raw, out, seed=0, noise=None, samples_per_shard=1)
-    assert 0 < progress.total <= 56
+    assert progress.total == 60 - finished
     assert "continuing" in progress.said[0]
     resume(raw, tmp_path / "undisturbed", seed=0, noise=None, samples_per_shard=1)
     assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+LONG_SHARDS = """
+import sys
+from pathlib import Path
+from shards.build import build
+from shards.readers.record import Record, Source
+
+if __name__ == "__main__":
+    records = [Record("bird/one.png", "png", 0)] * 60_000
+    source = Source("long", "train", ("bird",), records, Path(sys.argv[1]))
+    build(source, sys.argv[2], samples_per_shard=30_000, workers=2)
+"""
+
+
+def test_ctrl_c_does_not_wait_for_the_shards_under_way(tmp_path: Path, picture: Callable[..., Image.Image]) -> None:
+    (tmp_path / "raw/bird").mkdir(parents=True)
+    picture(1).save(tmp_path / "raw/bird/one.png")
+    out, script = tmp_path / "out", tmp_path / "script.py"
+    script.write_text(LONG_SHARDS)
+    process = subprocess.Popen([sys.executable, str(script), tmp_path / "raw", out], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob(".build/shard-*.tmp"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    workers = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) != 0
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert list(out.glob("shard-*")) == []
+
+
+def test_a_shard_gets_its_name_when_it_is_whole(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the very file that was written and synced, renamed: no copy that a kill could cut."""
+    whole: dict[int, int] = {}
+    file_digest = worker.hashlib.file_digest
+
+    def spy(file: IO[bytes], name: str) -> object:
+        status = os.fstat(file.fileno())
+        whole[status.st_ino] = status.st_size
+        assert len(list((tmp_path / "out").glob("shard-*.tar"))) == len(whole) - 1
+        return file_digest(file, name)
+
+    monkeypatch.setattr(worker.hashlib, "file_digest", spy)
+    resume(raw, tmp_path / "out")
+    built = [file.stat() for file in (tmp_path / "out").glob("shard-*.tar")]
+    assert {status.st_ino: status.st_size for status in built} == whole
+
+
+def test_only_shards_of_this_very_build_are_used_again(
+    built: Manifest, raw: Path, tmp_path: Path, contents: Contents, stop_at: Callable[[int, Exception], None]
+) -> None:
+    out = tmp_path / "out"
+    stop_at(5, OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(InputError):
+        resume(raw, out)
+    foreign, shorter = (out / f".build/shard-00000{index}.tar.json" for index in (0, 1))
+    foreign.write_text(json.dumps(json.loads(foreign.read_text()) | {"build": "0" * 64}))
+    tar = out / "shard-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-1])
+    assert shorter.exists()
+    assert resume(raw, out).total == 60 - 2 * 7
+    assert contents(out) == contents(built.root)
 
 
 @pytest.fixture
@@ -145,8 +213,11 @@ def test_names_an_image_that_vanishes_or_changes_on_the_way(
     whole, times = file.read_bytes(), file.stat()
 
     class Meddle(Progress):
+        def __init__(self, change: Callable[[], object]) -> None:
+            self.change = change
+
         def start(self, total: int, unit: str) -> None:
-            change()
+            self.change()
 
     for change, words in [
         (file.unlink, "cannot be read"),
@@ -160,7 +231,7 @@ def test_names_an_image_that_vanishes_or_changes_on_the_way(
                 noise=noise.parse("symmetric:0.3"),
                 samples_per_shard=7,
                 workers=1,
-                progress=Meddle(),
+                progress=Meddle(change),
             )
         file.write_bytes(whole)
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -194,7 +265,7 @@ def test_another_unfinished_build_is_named_and_kept(
     with pytest.raises(InputError):
         resume(raw, out)
     before = contents(out)
-    with pytest.raises(InputError, match="another, unfinished build.*seed 3 there, 4 asked"):
+    with pytest.raises(InputError, match=r"another, unfinished build.*seed 3 there, 4 asked"):
         resume(raw, out, seed=4)
     (out / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds other files \(notes\.txt\)"):

@@ -1,0 +1,26 @@
+"""What the record says of a whole run, earlier attempts included."""
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pipeline.record.track import read_metrics
+
+
+def summarise(folder: Path, total_steps: int) -> dict[str, Any]:
+    """Figures of a finished run, from its metrics.jsonl.
+
+    `sets` are the accuracies (0 to 1) and losses after the last step, by set; `images_per_s` and `data_wait` medians
+    over the run's windows; `memory_gb` the peak of any rank; `train_seconds` leaves out evaluation and saving.
+    """
+    records = read_metrics(folder)
+    training = [r for r in records if r["kind"] == "train"]
+    final = {r["set"]: r for r in records if r["kind"] == "eval" and r["step"] == total_steps}
+    return {
+        "sets": {name: {k: v for k, v in r.items() if "/" in k or k == "loss"} for name, r in final.items()},
+        "images_per_s": median(r["images_per_s"] for r in training),
+        "data_wait": median(r["data_wait"] for r in training),
+        "memory_gb": max(r["memory_gb"] for r in training),
+        "train_seconds": sum(r["seconds"] for r in training),
+        "bad_images": sum(r["kind"] == "bad" for r in records),
+    }

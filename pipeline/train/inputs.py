@@ -1,0 +1,47 @@
+"""What a run is made from, opened and checked before its processes meet."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from pipeline.config import Config
+from pipeline.data.plan import Plan
+from pipeline.model import backbone
+from pipeline.train.evaluate import open_set
+from shards.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Datasets, order and network of a run; the same in every process."""
+
+    manifest: Manifest
+    sets: dict[str, Manifest]
+    plan: Plan
+    module: torch.nn.Module
+
+    @classmethod
+    def open(cls, config: Config, world_size: int) -> Self:
+        """Open datasets, cut the plan, build the network.
+
+        Raises:
+            InputError: a dataset that is missing, damaged, too small or of other classes; lanes that the processes
+                cannot share; an unknown network or weights that do not fit.
+        """
+        manifest = Manifest.load(config.data.train)
+        sets = {name: open_set(s.data, manifest.classes, f"eval.{name}.data") for name, s in config.eval.sets.items()}
+        plan = Plan(
+            manifest,
+            lanes=config.data.lanes,
+            micro_batch=config.data.micro_batch,
+            seed=config.run.seed,
+            shuffle_shards=config.data.shuffle_shards,
+        )
+        plan.lanes_of(0, world_size)
+        torch.manual_seed(config.run.seed)
+        model = config.model
+        module = backbone.build(
+            model.name, manifest.num_classes, heads=config.heads, pretrained=model.pretrained, stem=model.stem
+        )
+        return cls(manifest, sets, plan, module)

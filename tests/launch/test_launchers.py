@@ -1,0 +1,182 @@
+"""Real launchers, real ranks, a real kill: the same training whoever starts it and in how many processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.record.metrics import TIME_FIELDS
+from pipeline.record.track import read_metrics
+from shards.manifest import Manifest
+
+ROOT = Path(__file__).parents[2]
+TRAIN = str(ROOT / "launch" / "train.py")
+BIN = Path(sys.executable).parent
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def config(photos: Manifest, clean_photos: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty steps of a network with BatchNorm, every one recorded."""
+    folder = tmp_path_factory.mktemp("launch")
+    file = folder / "tiny.toml"
+    file.write_text(
+        f"""
+        run = {{ dir = "{folder}" }}
+        data = {{ train = "{photos.root}", lanes = 4, micro_batch = 6, crop = 16, workers = 1 }}
+        model = {{ name = "resnet20" }}
+        optim = {{ epochs = 4, lr = 0.05 }}
+        track = {{ every = 1, wandb = "disabled" }}
+        checkpoint = {{ keep = 9 }}
+        eval = {{ every = 4, test = {{ data = "{clean_photos.root}" }} }}
+        """
+    )
+    return file
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def torchrun(ranks: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+
+
+def launch(command: list[str], config: Path, name: str, env: dict[str, str] | None = None, **changes: str) -> Path:
+    words = [word for key, value in changes.items() for word in ("--" + key.replace("__", "."), value)]
+    done = subprocess.run(
+        [*command, TRAIN, str(config), "--run.name", name, *words],
+        env=os.environ if env is None else env,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        cwd=config.parent,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return config.parent / name
+
+
+@pytest.fixture(scope="module")
+def alone(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plain python: one process, no launcher's environment, no compiler to be found."""
+    empty = tmp_path_factory.mktemp("no-programs")
+    env = {"PATH": str(empty), "HOME": str(empty), "OMP_NUM_THREADS": "1", "DS_SKIP_CUDA_CHECK": "1"}
+    return launch([sys.executable], config, "alone", env)
+
+
+@pytest.fixture(scope="module")
+def two(config: Path) -> Path:
+    command = [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", str(free_port())]
+    return launch(command, config, "two")
+
+
+@pytest.fixture(scope="module")
+def four(config: Path) -> Path:
+    return launch(torchrun(4), config, "four")
+
+
+def lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [r for r in read_metrics(run) if r["kind"] == kind]
+
+
+def test_python_deepspeed_and_torchrun_train_the_same(alone: Path, two: Path, four: Path) -> None:
+    one = lines(alone, "train")
+    assert [r["step"] for r in one] == list(range(1, 21))
+    for other in (lines(two, "train"), lines(four, "train")):
+        assert [r["samples"] for r in other] == [r["samples"] for r in one]
+        for name in ("loss", "loss/base", "loss/aux", "confidence"):
+            assert [r[name] for r in other] == pytest.approx([r[name] for r in one], abs=1e-3)
+        assert [r["lr"] for r in other] == [r["lr"] for r in one]
+    evaluations = [lines(run, "eval")[-1] for run in (alone, two, four)]
+    assert [e["images"] for e in evaluations] == [47, 47, 47]
+    assert [e["loss"] for e in evaluations] == pytest.approx([evaluations[0]["loss"]] * 3, abs=1e-2)
+
+
+def test_weights_and_statistics_agree_between_worlds(alone: Path, two: Path, four: Path) -> None:
+    models = [load_file(run / "checkpoints/step-000000020/model.safetensors") for run in (alone, two, four)]
+    assert any("running_mean" in name for name in models[0])
+    for other in models[1:]:
+        for name, tensor in models[0].items():
+            torch.testing.assert_close(other[name], tensor, atol=2e-3, rtol=1e-2, msg=lambda m, n=name: f"{n}: {m}")
+    banks = []
+    for run, world in ((alone, 1), (two, 2), (four, 4)):
+        files = [run / f"checkpoints/step-000000020/rank-{rank:05d}.pt" for rank in range(world)]
+        rows = [torch.load(file, weights_only=True)["objective"]["bank"]["rows"] for file in files]
+        banks.append(torch.cat(rows))
+    assert banks[0].abs().sum() > 0
+    for other in banks[1:]:
+        torch.testing.assert_close(other, banks[0], atol=2e-2, rtol=1e-2)
+
+
+def test_a_killed_rank_ends_the_job_and_resume_ends_as_if_nothing_happened(config: Path, two: Path) -> None:
+    command = [*torchrun(2), TRAIN, str(config), "--run.name", "killed"]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=config.parent)
+    try:
+        run = config.parent / "killed"
+        wait_for(lambda: (run / "checkpoints/step-000000010/index.json").exists(), job)
+        os.kill(a_rank_of(job.pid), signal.SIGKILL)
+        _, errors = job.communicate(timeout=60)
+    finally:
+        job.kill()
+    assert job.returncode != 0, errors[-2000:]
+    assert not (run / "summary.json").exists()
+    done = subprocess.run(
+        [*command, "--resume", "auto"], capture_output=True, text=True, timeout=150, cwd=config.parent, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    undisturbed = load_file(two / "checkpoints/step-000000020/model.safetensors")
+    resumed = load_file(run / "checkpoints/step-000000020/model.safetensors")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in undisturbed.items())
+
+    def lasting(folder: Path) -> list[dict[str, Any]]:
+        return [{k: v for k, v in r.items() if k not in TIME_FIELDS} for r in read_metrics(folder)]
+
+    assert lasting(run) == lasting(two)
+
+
+def wait_for(condition: Callable[[], bool], job: "subprocess.Popen[str]") -> None:
+    limit = time.monotonic() + 100
+    while not condition():
+        assert job.poll() is None, job.communicate()[1][-3000:]
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def a_rank_of(launcher: int) -> int:
+    """A training process that the launcher started, not one of its data workers."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    ranks = [int(pid) for pid in children if TRAIN in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert len(ranks) == 2, ranks
+    return ranks[1]
+
+
+def test_a_mistake_under_a_launcher_is_one_line_of_ours(config: Path) -> None:
+    done = subprocess.run(
+        [*torchrun(2), TRAIN, str(config), "--run.name", "wrong", "--data.lanes", "3"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=config.parent,
+        check=False,
+    )
+    assert done.returncode == 1  # the launcher's own
+    ours = [line for line in done.stderr.splitlines() if line.startswith("alasca: ")]
+    assert ours == [
+        "alasca: 2 processes cannot share data.lanes = 3 equally: start 1, 3 of them,"
+        " or set data.lanes to a multiple of 2"
+    ]
+    assert "exitcode  : 2" in done.stderr
+    assert not (config.parent / "wrong").exists()

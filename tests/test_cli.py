@@ -1,0 +1,55 @@
+"""The command line: help without heavy imports, one line and a status for mistakes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+
+
+def test_help_is_quick_and_has_examples() -> None:
+    probe = (
+        "import sys; from pipeline.cli import main\n"
+        "try: main(['train', '--help'])\n"
+        "finally: print('torch' in sys.modules, 'pydantic' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout.splitlines()[-1] == "False False False"
+    assert "example:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train", "/nowhere.toml"], "alasca: cannot read the configuration /nowhere.toml: No such file or directory"),
+        (["train", "{config}", "--resume"], "alasca: --run.resume has no value"),
+        (["train", "{config}", "--optim.lrr", "1"], "unknown key 'optim.lrr'; did you mean 'lr'?"),
+        (["train", "{config}"], "alasca: /nowhere: no such folder"),
+        (["eval", "/nowhere", "--data", "x"], "alasca: /nowhere is no run"),
+        (["compare", "/nowhere.toml"], "alasca: cannot read the configuration /nowhere.toml"),
+        (["verify", "/nowhere"], "alasca: /nowhere: no such folder"),
+        (["shard", "imagefolder", "--root", "/nowhere", "--out", "{out}"], "/nowhere"),
+        (["shard", "digits", "--noise", "symetric:0.4", "--out", "{out}"], "symmetric"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    argv: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('data = { train = "/nowhere" }\noptim = { epochs = 1 }\n')
+    out = tmp_path / "out"
+    assert main([word.format(config=config, out=out) for word in argv]) == 2
+    errors = capsys.readouterr().err
+    assert words in errors
+    assert errors.count("\n") == 1
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == [config]
+
+
+def test_unknown_commands_and_readers_are_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["trian"], ["shard", "imagefolders", "--out", "x"], []):
+        with pytest.raises(SystemExit) as stopped:
+            main(argv)
+        assert stopped.value.code == 2

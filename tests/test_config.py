@@ -1,0 +1,97 @@
+"""Configuration: what is accepted, what is refused and in which words."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pipeline import config as configuration
+from pipeline.config import Config
+from shards.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+def parsed(*overrides: str) -> Config:
+    tables = {"data": {"train": "somewhere"}, "optim": {"epochs": 120}}
+    return configuration.parse(tables, overrides, name="test", where="test.toml")
+
+
+def test_defaults_are_the_papers() -> None:
+    config = parsed()
+    alasca = config.method.alasca
+    assert (alasca.aux_weight, alasca.momentum, alasca.temperature) == (2.0, 0.7, 0.333)
+    assert config.alasca_warmup_epochs == 30  # of 120
+    assert parsed("--method.alasca.warmup_epochs", "3").alasca_warmup_epochs == 3
+    assert parsed("--method.base", "gce").method.base_options == {"q": 0.7}
+    assert parsed("--method.base", "sce").method.base_options == {"alpha": 1.0, "beta": 0.4}
+    assert parsed().method.base_options == {}
+    assert config.heads == "light"
+    assert parsed("--method.aux", "none").heads == "none"
+
+
+def test_overrides_are_toml_values_or_plain_words() -> None:
+    config = parsed(
+        "--optim.lr", "1e-2", "--optim.schedule=multistep", "--optim.milestones", "[60, 90]", "--data.train", "a b",
+        "--data.flip", "false", "--eval.clean-test.data", "x", "--run.name", "17",
+    )  # fmt: skip
+    assert config.optim.lr == 0.01
+    assert config.optim.milestones == (60, 90)
+    assert config.data.train == "a b"
+    assert config.data.flip is False
+    assert config.eval.sets["clean-test"].data == "x"
+    assert config.run.name == "17"
+
+
+def test_what_is_written_reads_back_the_same() -> None:
+    config = parsed("--eval.a.data", "x", "--eval.b.data", "y", "--eval.every", "3", "--model.pretrained", "w.pt")
+    assert configuration.parse(tomllib.loads(config.to_toml()), name="other", where="") == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["--optim.lrr", "3"], "unknown key 'optim.lrr'; did you mean 'lr'?"),
+        (["--evl.every", "3"], "unknown key 'evl'; did you mean 'eval'?"),
+        (["--eval.evry", "3"], "unknown key 'eval.evry'; did you mean 'every'?"),
+        (["--eval.test.dat", "y"], "unknown key 'eval.test.dat'; did you mean 'data'?"),
+        (["--method.alasca.temp", "1"], "unknown key 'method.alasca.temp'; did you mean 'temperature'?"),
+        (["--data.micro_batch", "1"], "data.micro_batch = 1: Input should be greater than or equal to 2"),
+        (["--optim.lr", "fast"], "optim.lr = 'fast': Input should be a valid number"),
+        (["--optim.lr", "nan"], "optim.lr"),
+        (["--optim.schedule", "multistep"], "milestones go with schedule = 'multistep'"),
+        (["--optim.schedule", "multistep", "--optim.milestones", "[9, 3]"], "must rise"),
+        (["--optim.nesterov", "true", "--optim.momentum", "0"], "nesterov needs momentum"),
+        (["--optim.warmup_epochs", "120"], "warmup_epochs 120 must be shorter than the 120 epochs"),
+        (["--model.heads", "light", "--method.aux", "none"], "would never learn"),
+        (["--model.heads", "none"], "needs heads"),
+        (["--run.name", "../x"], "run.name = '../x'"),
+        (["--data.lanes"], "--data.lanes has no value"),
+        (["lanes", "3"], "unknown argument 'lanes'"),
+        (["--lanes", "3"], "unknown argument '--lanes'"),
+        (["--data.train.x", "3"], "'train' is a value, not a table"),
+    ],
+)
+def test_mistakes_are_one_line_that_says_how_to_mend_them(overrides: list[str], words: str) -> None:
+    with pytest.raises(InputError) as error:
+        parsed(*overrides)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read the configuration .*none.toml: No such file"):
+        configuration.load(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[data\n")
+    with pytest.raises(InputError, match=r"bad.toml is not valid TOML: .*line 1"):
+        configuration.load(tmp_path / "bad.toml")
+    (tmp_path / "empty.toml").write_text("")
+    with pytest.raises(InputError, match="'data' is missing; 'optim' is missing"):
+        configuration.load(tmp_path / "empty.toml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_recipes_load_and_are_short(path: Path) -> None:
+    config = configuration.load(path)
+    assert config.run.name == path.stem
+    assert len(path.read_text().splitlines()) <= 40
