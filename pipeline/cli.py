@@ -84,10 +84,10 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _train(args: argparse.Namespace) -> int:
-    from pipeline import config
+    from pipeline import configfile
 
     words = [_resume_key(word) for word in args.overrides]
-    chosen = config.load(args.config, words)
+    chosen = configfile.load(args.config, words)
 
     from pipeline.train.loop import train
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config as configuration
+from pipeline import configfile
 from pipeline.config import Config
 from shards.errors import InputError
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 def parsed(*overrides: str) -> Config:
     tables = {"data": {"train": "somewhere"}, "optim": {"epochs": 120}}
-    return configuration.parse(tables, overrides, name="test", where="test.toml")
+    return configfile.parse(tables, overrides, name="test", where="test.toml")
 
 
 def test_defaults_are_the_papers() -> None:
@@ -45,7 +45,7 @@ def test_overrides_are_toml_values_or_plain_words() -> None:
 
 def test_what_is_written_reads_back_the_same() -> None:
     config = parsed("--eval.a.data", "x", "--eval.b.data", "y", "--eval.every", "3", "--model.pretrained", "w.pt")
-    assert configuration.parse(tomllib.loads(config.to_toml()), name="other", where="") == config
+    assert configfile.parse(tomllib.loads(config.to_toml()), name="other", where="") == config
 
 
 @pytest.mark.parametrize(
@@ -81,17 +81,17 @@ def test_mistakes_are_one_line_that_says_how_to_mend_them(overrides: list[str], 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read the configuration .*none.toml: No such file"):
-        configuration.load(tmp_path / "none.toml")
+        configfile.load(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("[data\n")
     with pytest.raises(InputError, match=r"bad.toml is not valid TOML: .*line 1"):
-        configuration.load(tmp_path / "bad.toml")
+        configfile.load(tmp_path / "bad.toml")
     (tmp_path / "empty.toml").write_text("")
     with pytest.raises(InputError, match="'data' is missing; 'optim' is missing"):
-        configuration.load(tmp_path / "empty.toml")
+        configfile.load(tmp_path / "empty.toml")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
 def test_recipes_load_and_are_short(path: Path) -> None:
-    config = configuration.load(path)
+    config = configfile.load(path)
     assert config.run.name == path.stem
     assert len(path.read_text().splitlines()) <= 40

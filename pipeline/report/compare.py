@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from pipeline import config as configuration
+from pipeline import configfile
 from pipeline.config import Config, Count, Section
 from pipeline.record.track import SUMMARY
 from pipeline.train.identity import identity, refuse_difference
@@ -84,20 +84,20 @@ def table(results: list[tuple[str, dict[str, Any]]]) -> str:
 
 def _load(path: str) -> Comparison:
     try:
-        return Comparison.model_validate(configuration.read_toml(path))
+        return Comparison.model_validate(configfile.read_toml(path))
     except ValidationError as error:
-        raise InputError(f"{path}: {configuration.explain(error, Comparison)}") from None
+        raise InputError(f"{path}: {configfile.explain(error, Comparison)}") from None
 
 
 def _runs(comparison: Comparison, path: str) -> Iterator[tuple[str, Config]]:
     for method, changes in comparison.methods.items():
         for seed in comparison.seeds:
-            tables = configuration.read_toml(comparison.config)
-            configuration.merge(tables, changes)
+            tables = configfile.read_toml(comparison.config)
+            configfile.merge(tables, changes)
             own = {"name": f"{method}-seed{seed}", "dir": comparison.dir, "seed": seed, "resume": "auto"}
-            configuration.merge(tables, {"run": own})
+            configfile.merge(tables, {"run": own})
             where = f"{path}, method '{method}' over {comparison.config}"
-            yield method, configuration.parse(tables, name=method, where=where)
+            yield method, configfile.parse(tables, name=method, where=where)
 
 
 def _finished(run: Config) -> bool:

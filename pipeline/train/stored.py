@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from pipeline import config as configuration
+from pipeline import configfile
 from pipeline.model import backbone
 from pipeline.train.bad import BadImages
 from pipeline.train.checkpoint import MODEL, newest, read_index
@@ -26,7 +26,7 @@ class StoredRun:
     def __init__(self, folder: Path) -> None:
         if not (folder / "config.toml").exists():
             raise InputError(f"{folder} is no run: a run's folder holds config.toml and checkpoints/")
-        self.config = configuration.load(folder / "config.toml")
+        self.config = configfile.load(folder / "config.toml")
         checkpoint = newest(folder / "checkpoints")
         if checkpoint is None:
             raise InputError(f"{folder} has no checkpoint yet: train it first")

@@ -27,7 +27,11 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def config(photos: Manifest, clean_photos: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty steps of a network with BatchNorm, every one recorded."""
+    """Twenty steps of a network with BatchNorm, every one recorded.
+
+    The learning rate is small because rounding alone drives equal float32 runs apart: a ReLU whose input lies within
+    rounding of zero flips, and that moves the gradients by far more than the rounding did.
+    """
     folder = tmp_path_factory.mktemp("launch")
     file = folder / "tiny.toml"
     file.write_text(
@@ -35,7 +39,7 @@ def config(photos: Manifest, clean_photos: Manifest, tmp_path_factory: pytest.Te
         run = {{ dir = "{folder}" }}
         data = {{ train = "{photos.root}", lanes = 4, micro_batch = 6, crop = 16, workers = 1 }}
         model = {{ name = "resnet20" }}
-        optim = {{ epochs = 4, lr = 0.05 }}
+        optim = {{ epochs = 4, lr = 0.0001, schedule = "constant" }}
         track = {{ every = 1, wandb = "disabled" }}
         checkpoint = {{ keep = 9 }}
         eval = {{ every = 4, test = {{ data = "{clean_photos.root}" }} }}
@@ -101,7 +105,7 @@ def test_python_deepspeed_and_torchrun_train_the_same(alone: Path, two: Path, fo
         assert [r["lr"] for r in other] == [r["lr"] for r in one]
     evaluations = [lines(run, "eval")[-1] for run in (alone, two, four)]
     assert [e["images"] for e in evaluations] == [47, 47, 47]
-    assert [e["loss"] for e in evaluations] == pytest.approx([evaluations[0]["loss"]] * 3, abs=1e-2)
+    assert [e["loss"] for e in evaluations] == pytest.approx([evaluations[0]["loss"]] * 3, abs=1e-3)
 
 
 def test_weights_and_statistics_agree_between_worlds(alone: Path, two: Path, four: Path) -> None:
@@ -109,7 +113,7 @@ def test_weights_and_statistics_agree_between_worlds(alone: Path, two: Path, fou
     assert any("running_mean" in name for name in models[0])
     for other in models[1:]:
         for name, tensor in models[0].items():
-            torch.testing.assert_close(other[name], tensor, atol=2e-3, rtol=1e-2, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
     banks = []
     for run, world in ((alone, 1), (two, 2), (four, 4)):
         files = [run / f"checkpoints/step-000000020/rank-{rank:05d}.pt" for rank in range(world)]
@@ -117,7 +121,7 @@ def test_weights_and_statistics_agree_between_worlds(alone: Path, two: Path, fou
         banks.append(torch.cat(rows))
     assert banks[0].abs().sum() > 0
     for other in banks[1:]:
-        torch.testing.assert_close(other, banks[0], atol=2e-2, rtol=1e-2)
+        torch.testing.assert_close(other, banks[0], atol=2e-3, rtol=1e-3)
 
 
 def test_a_killed_rank_ends_the_job_and_resume_ends_as_if_nothing_happened(config: Path, two: Path) -> None:

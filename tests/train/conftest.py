@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import config as configuration
+from pipeline import configfile
 from pipeline.config import Config
 from pipeline.train import dist
 from pipeline.train.dist import World
@@ -35,6 +35,6 @@ def configured(photos: Manifest, clean_photos: Manifest, tmp_path: Path) -> Call
         for dotted, value in changes.items():
             section, key = dotted.split("__")
             tables.setdefault(section, {})[key] = value
-        return configuration.parse(tables, name="tiny", where="test")
+        return configfile.parse(tables, name="tiny", where="test")
 
     return make
