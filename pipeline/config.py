@@ -24,6 +24,7 @@ class Run(Section):
     dir: str = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     resume: str = "none"  # auto | none | the path of a checkpoint
+    max_steps: Count | None = None  # stop here for now, saved: to try a set-up
 
 
 class Data(Section):

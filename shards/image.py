@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+# Web collections hold GIF and BMP under the names .jpg and .png; formats that need an interpreter (EPS) stay out.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpg": ("JPEG", {"quality": 95}),
     "png": ("PNG", {}),
@@ -70,7 +71,11 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # Pillow's parsers let through whatever they stumble on: struct.error, IndexError, ...
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "not a JPEG, PNG or WebP image" if unknown else f"bad header, {type(error).__name__}: {error}"
+        reason = (
+            f"not a {'/'.join(FORMATS)} image ({len(data)} bytes)"
+            if unknown
+            else f"bad header, {type(error).__name__}: {error}"
+        )
         raise ValueError(reason) from error
 
 

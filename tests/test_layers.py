@@ -10,8 +10,22 @@ ROOT = Path(__file__).parents[1]
 
 # A file may import from its own line and from those above it.
 ORDER = [
-    "shards.errors",
     "shards",
+    "shards.errors",
+    "shards.draws",
+    "shards.tar",
+    "shards.image",
+    "shards.progress",
+    "shards.manifest",
+    "shards.publication",
+    "shards.readers",
+    "shards.noise",
+    "shards.worker",
+    "shards.plan",
+    "shards.staging",
+    "shards.build",
+    "shards.verify",
+    "shards.commands",
     "pipeline.config",
     "pipeline.configfile",
     "pipeline.data",

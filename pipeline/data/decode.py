@@ -7,13 +7,12 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from shards.image import FORMATS
+
 Pixels = NDArray[np.uint8]
 
 # `decode` measures an image before decoding it, so Pillow's own guard would only add a second, looser limit.
 Image.MAX_IMAGE_PIXELS = None
-
-# What web collections hold under the names .jpg and .png. Formats that need an interpreter (EPS) are not tried.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 class UndecodableImageError(Exception):
@@ -47,11 +46,11 @@ def _decode_with_pillow(data: bytes, max_pixels: int) -> Pixels:
     if not data:
         raise UndecodableImageError("zero bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels)
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
-        raise UndecodableImageError(f"not a {'/'.join(_FORMATS)} image ({len(data)} bytes)") from None
+        raise UndecodableImageError(f"not a {'/'.join(FORMATS)} image ({len(data)} bytes)") from None
     # Pillow's decoders raise all of these on damaged files.
     except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError) as error:
         raise UndecodableImageError(str(error) or type(error).__name__) from None

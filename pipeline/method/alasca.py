@@ -1,6 +1,6 @@
 """ALASCA: adaptive label smoothing on auxiliary classifiers (Ko, Yi, Yun; AAAI 2023; arXiv 2206.07277).
 
-The numbers are those of the released code, listed in METHOD.md, section 1.
+The numbers are those of the released code, listed in docs/method.md.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from shards.errors import InputError
 def smoothed_cross_entropy(logits: torch.Tensor, target: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
     """Return the cross entropy [B] (float32) with `confidence` on the target, the rest shared by the OTHER classes.
 
-    The soft label is confidence on y and (1 - confidence) / (K - 1) on each other class (METHOD.md, row "smoothed
+    The soft label is confidence on y and (1 - confidence) / (K - 1) on each other class (docs/method.md, row "smoothed
     target"). Unlike `losses.label_smoothing`, y gets no part of the rest. Gradients flow to the logits alone.
 
     Args:
@@ -83,7 +83,7 @@ class AdaptiveSmoothing:
 def averaged_prediction(main: torch.Tensor, aux: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the mean of the main and the LAST auxiliary logits, [B, K], float32; the main ones where there is no head.
 
-    METHOD.md, row "prediction". Report it beside the main head's own accuracy, never instead of it.
+    docs/method.md, row "prediction". Report it beside the main head's own accuracy, never instead of it.
     """
     if not aux:
         return main.float()

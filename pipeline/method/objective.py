@@ -19,7 +19,7 @@ CONFIDENCES = ("ema", "current")
 
 @dataclass(frozen=True)
 class Alasca:
-    """Settings of ALASCA; the defaults are the released ones for CIFAR and WebVision (METHOD.md, section 1).
+    """Settings of ALASCA; the defaults are the released ones for CIFAR and WebVision (docs/method.md).
 
     `aux_weight` is lambda, on EACH head. `confidence` is "ema" (moving average of the main logits, one bank row per
     sample) or "current" (the logits at hand, without momentum and temperature: the Clothing1M variant).

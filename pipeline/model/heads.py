@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from shards.errors import InputError
 
 HEAD_KINDS = ("light", "bottleneck", "none")
-# After stages 1, 2, 3: all three pool to the map of stage 4 (METHOD.md, section 1).
+# After stages 1, 2, 3: all three pool to the map of stage 4 (docs/method.md).
 KERNELS = (8, 4, 2)
 
 
@@ -17,7 +17,7 @@ class AuxiliaryHead(nn.Module):
     """One auxiliary classifier: feature map [B, C, H, W] -> logits [B, K].
 
     1x1 convolution to `middle`, k x k convolution with stride k, 1x1 convolution to `out`, each followed by BatchNorm
-    and ReLU; global average pool; linear. Source: the released code of ALASCA (METHOD.md, section 1, row "heads").
+    and ReLU; global average pool; linear. Source: the released code of ALASCA (docs/method.md, row "heads").
 
     A map that is smaller than k is padded with zeros around its centre up to k, so that the head gives one position
     instead of failing; a remainder of H or W over a multiple of k is dropped at the right and at the bottom.

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -55,7 +56,9 @@ class Tracker:
         if not self._leader:
             return
         record = {"kind": kind, "step": step, **fields, "time": time.time()}
-        self._file.write(json.dumps(record, allow_nan=True) + "\n")
+        # A loss that diverged is null: NaN is no JSON, and other readers stumble over it.
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
         self._wandb.log(record)
         text = _line(kind, record)
@@ -75,6 +78,14 @@ class Tracker:
         temporary.replace(self._folder / SUMMARY)
         self._wandb.finish(summary)
         self.close()
+
+    def pause(self, step: int) -> None:
+        """Close everything before the end of the run, and say how to go on."""
+        if not self._leader:
+            return
+        self._wandb.finish({})
+        self.close()
+        print(f"{self._name}: stopped at step {step} of {self._total_steps}; --resume auto goes on", file=sys.stderr)
 
     def close(self) -> None:
         """Let go of the file and the live line; the record so far stays."""

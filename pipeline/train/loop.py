@@ -70,7 +70,8 @@ class Training:
 
     def run(self) -> None:
         """Every step that is left: micro-batches, update, record, evaluation, checkpoint."""
-        config, per_epoch, last = self.config, self.plan.steps_per_epoch, self.schedule.total_steps
+        config, per_epoch = self.config, self.plan.steps_per_epoch
+        last = min(self.schedule.total_steps, config.run.max_steps or self.schedule.total_steps)
         save_every = config.checkpoint.every_steps or per_epoch
         self.engine.train()
         window = Window()
@@ -91,7 +92,9 @@ class Training:
                 if saves:
                     self._save(done)
                 window = Window()
-        if self.world.rank == 0:
+        if last < self.schedule.total_steps:
+            self.tracker.pause(last)
+        elif self.world.rank == 0:
             self.tracker.finish(self._summary())
 
     def _micro_batch(self, epoch: int, window: Window) -> None:

@@ -1,4 +1,4 @@
-"""The rows of METHOD.md, section 1, that concern one head and one label; references in float64 numpy."""
+"""The rows of docs/method.md that concern one head and one label; references in float64 numpy."""
 
 import numpy as np
 import pytest

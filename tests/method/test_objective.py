@@ -1,4 +1,4 @@
-"""Row "total loss" of METHOD.md, section 1, and what each part may and may not touch."""
+"""Row "total loss" of docs/method.md, and what each part may and may not touch."""
 
 import math
 

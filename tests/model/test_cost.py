@@ -32,7 +32,7 @@ def test_counting_leaves_the_net_alone():
 
 
 def test_bottleneck_heads_on_resnet50():
-    # METHOD.md, section 1: +1.95 on 4.09 GMACs (+48 %), +26 M parameters, without the heads' 1,000-way classifiers.
+    # Released heads: +1.95 on 4.09 GMACs (+48 %), +26 M parameters, without the heads' 1,000-way classifiers.
     base, extra = added("resnet50", 224, "bottleneck", 1000)
     assert base == (4_089_184_256, 25_557_032)
     linear_macs, linear_parameters = 3 * 2048 * 1000, 3 * 2049 * 1000

@@ -39,13 +39,16 @@ def test_measures_from_the_header_alone(picture: Picture, name: str) -> None:
     "data", [b"", b"hello", b"\xff\xd8\xff\xe0\0\x10JFIF", b"RIFF\0\0\0\0WEBPVP8 ", b"\x89PNG\r\n\x1a\n"]
 )
 def test_says_what_is_no_image(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"not a JPEG, PNG or WebP|bad header"):
+    with pytest.raises(ValueError, match=r"not a JPEG/PNG/WEBP/GIF/BMP image|bad header"):
         measure(data)
 
 
-def test_other_formats_are_not_opened(picture: Picture) -> None:
-    with pytest.raises(ValueError, match="not a JPEG"):
-        measure(encoded(picture(1), "GIF"))
+def test_gif_and_bmp_are_measured_and_other_formats_not_opened(picture: Picture) -> None:
+    for name in ("GIF", "BMP"):
+        assert measure(encoded(picture(1), name)) == picture(1).size
+    for name in ("TIFF", "EPS"):
+        with pytest.raises(ValueError, match="not a JPEG"):
+            measure(encoded(picture(1), name))
 
 
 def test_a_bomb_is_measured_but_never_decoded() -> None:

@@ -288,3 +288,17 @@ def test_every_setting_trains(configured: Configured, world: World, change: dict
     for name, parameter in training.engine.module.named_parameters():
         assert torch.isfinite(parameter).all(), name
         assert parameter.dtype == torch.float32
+
+
+def test_max_steps_pauses_a_run_that_goes_on_as_if_it_had_not(
+    configured: Configured, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight = trained(configured(run__name="straight"), world)
+    paused = trained(configured(run__name="paused", run__max_steps=5), world)
+    assert "stopped at step 5 of 10; --resume auto goes on" in capsys.readouterr().err
+    assert not (paused.config.folder / "summary.json").exists()
+    on = trained(configured(run__name="paused", run__resume="auto"), world)
+    assert (paused.start, on.start) == (0, 5)
+    assert (on.config.folder / "summary.json").exists()
+    for a, b in zip(straight.engine.module.state_dict().values(), on.engine.module.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
