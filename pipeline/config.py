@@ -48,7 +48,7 @@ class Model(Section):
     name: str = "resnet50"
     stem: Literal["imagenet", "small"] = "imagenet"
     heads: Literal["light", "bottleneck", "none"] | None = None
-    pretrained: str | None = None
+    pretrained: str = "none"  # none | a weights file | a name of torchvision's weights
 
 
 class Alasca(Section):
@@ -206,6 +206,11 @@ class Config(Section):
     def heads(self) -> str:
         """Kind of auxiliary heads in use."""
         return self.model.heads or ("none" if self.method.aux == "none" else "light")
+
+    @property
+    def pretrained(self) -> str | None:
+        """Weights to start from, if any."""
+        return None if self.model.pretrained == "none" else self.model.pretrained
 
     @property
     def alasca_warmup_epochs(self) -> float:

@@ -27,6 +27,8 @@ def test_defaults_are_the_papers() -> None:
     assert parsed("--method.base", "sce").method.base_options == {"alpha": 1.0, "beta": 0.4}
     assert parsed().method.base_options == {}
     assert config.heads == "light"
+    assert config.pretrained is None
+    assert parsed("--model.pretrained", "DEFAULT").pretrained == "DEFAULT"
     assert parsed("--method.aux", "none").heads == "none"
 
 

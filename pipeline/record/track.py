@@ -172,5 +172,7 @@ class _View:
             yield
         except Exception as error:
             self._run = None
+            with contextlib.suppress(Exception):
+                sys.modules["wandb"].teardown()  # else it fails once more, with a traceback, when Python exits
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             print(f"warning: wandb is out ({reason}); the run goes on, {METRICS} has everything", file=sys.stderr)

@@ -64,6 +64,7 @@ class Engine:
                 "steps_per_print": 2**31 - 1,
             },
         )
+        self._micro_batches = self._missing = micro_batches
         self.module: nn.Module = self._deepspeed.module
         # After initialize: channels_last weights before it, and DeepSpeed's broadcast cannot view them as bytes.
         self._network = Network(self.module, world.device, engine.precision, engine.channels_last)
@@ -78,13 +79,16 @@ class Engine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradients of one micro-batch's loss (a mean over its nominal size), shape ()."""
+        assert self._missing > 0, "step() comes first"
+        self._missing -= 1
         self._deepspeed.backward(loss)
-        if not self._deepspeed.is_gradient_accumulation_boundary():
-            self._deepspeed.step()  # between boundaries this only counts the micro-batch
+        if self._missing:
+            self._deepspeed.step()  # before the last micro-batch this only counts
 
     def step(self, lr: float) -> None:
         """Update the weights with this learning rate and the gradients' mean over micro-batches and ranks."""
-        assert self._deepspeed.is_gradient_accumulation_boundary()
+        assert self._missing == 0, f"{self._missing} micro-batches are missing"
+        self._missing = self._micro_batches
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._deepspeed.step()

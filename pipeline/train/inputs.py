@@ -42,6 +42,6 @@ class Inputs:
         torch.manual_seed(config.run.seed)
         model = config.model
         module = backbone.build(
-            model.name, manifest.num_classes, heads=config.heads, pretrained=model.pretrained, stem=model.stem
+            model.name, manifest.num_classes, heads=config.heads, pretrained=config.pretrained, stem=model.stem
         )
         return cls(manifest, sets, plan, module)

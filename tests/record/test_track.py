@@ -1,0 +1,129 @@
+"""The record: whole lines on disk, one live line on a terminal, wandb as a view that may fail."""
+
+import json
+import os
+import pty
+import signal
+import sys
+import termios
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline import configfile
+from pipeline.config import Config
+from pipeline.record.track import Tracker, read_metrics
+
+TRAIN = {"epoch": 0.5, "lr": 0.1, "loss": 1.5, "images_per_s": 10.0, "data_wait": 0.25, "memory_gb": 1.0}
+EVAL = {"epoch": 1.0, "set": "val", "main/top1": 0.5, "averaged/top1": 0.75}
+
+
+def configured(folder: Path, wandb: str = "disabled") -> Config:
+    tables = {"run": {"dir": str(folder)}, "data": {"train": "x"}, "optim": {"epochs": 1}, "track": {"wandb": wandb}}
+    return configfile.parse(tables, name="tracked", where="test")
+
+
+def test_records_are_json_with_null_for_what_is_not_finite(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    tracker = Tracker(config, leader=True, total_steps=10, start_step=0)
+    tracker.log("train", 5, TRAIN | {"loss": float("nan")})
+    tracker.log("eval", 10, EVAL)
+    tracker.finish({"steps": 10})
+    lines = (config.folder / "metrics.jsonl").read_text().splitlines()
+
+    def strict(name: str) -> None:
+        raise AssertionError(name)
+
+    first, second = (json.loads(line, parse_constant=strict) for line in lines)
+    assert first["loss"] is None
+    assert (second["kind"], second["step"], second["set"], second["main/top1"]) == ("eval", 10, "val", 0.5)
+    assert json.loads((config.folder / "summary.json").read_text()) == {"steps": 10}
+    assert configfile.load(config.folder / "config.toml") == config
+
+
+def test_only_the_leader_writes(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    tracker = Tracker(config, leader=False, total_steps=10, start_step=0)
+    tracker.log("train", 5, TRAIN)
+    tracker.progress(5)
+    tracker.pause(5)
+    tracker.finish({"steps": 10})
+    assert not config.folder.exists()
+
+
+def test_a_restart_keeps_what_came_up_to_the_checkpoint(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    tracker = Tracker(config, leader=True, total_steps=10, start_step=0)
+    for step in (2, 4, 6):
+        tracker.log("train", step, TRAIN)
+    tracker.close()
+    with (config.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    assert [r["step"] for r in read_metrics(config.folder)] == [2, 4, 6]
+    Tracker(config, leader=True, total_steps=10, start_step=4).close()
+    assert [r["step"] for r in read_metrics(config.folder)] == [2, 4]
+    Tracker(config, leader=True, total_steps=10, start_step=0).close()
+    assert read_metrics(config.folder) == []
+
+
+def test_a_log_gets_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Tracker(configured(tmp_path), leader=True, total_steps=10, start_step=0)
+    tracker.progress(5)
+    tracker.log("train", 5, TRAIN)
+    tracker.log("eval", 10, EVAL)
+    tracker.pause(10)
+    errors = capsys.readouterr().err
+    assert "\r" not in errors
+    assert errors.splitlines() == [
+        "tracked 5/10 epoch 0.50  lr 0.1000  loss 1.500  10 images/s  waiting 25%  1.0 GB",
+        "tracked 10/10 epoch 1  val: main 50.00%  averaged 75.00%",
+        "tracked: stopped at step 10 of 10; --resume auto goes on",
+    ]
+
+
+def test_a_terminal_gets_one_live_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 160))
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        tracker = Tracker(configured(tmp_path), leader=True, total_steps=10, start_step=0)
+        tracker.log("train", 5, TRAIN)
+        tracker.progress(5)
+        tracker.log("eval", 10, EVAL)
+        tracker.close()
+        terminal.flush()
+        shown = os.read(master, 100_000).decode()
+    os.close(master)
+    assert "\r" in shown
+    assert "5/10" in shown
+    assert "10 images/s" in shown
+    assert "val: main 50.00%  averaged 75.00%\r\n" in shown
+
+
+def test_wandb_that_is_not_there_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = configured(tmp_path, wandb="offline")
+    tracker = Tracker(config, leader=True, total_steps=10, start_step=0)
+    tracker.log("train", 5, TRAIN)
+    tracker.finish({"steps": 10})
+    assert capsys.readouterr().err.count("warning: wandb is out") == 1
+    assert len(read_metrics(config.folder)) == 1
+
+
+def test_wandb_whose_service_dies_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = configured(tmp_path, wandb="offline")
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    tracker = Tracker(config, leader=True, total_steps=10, start_step=0)
+    started = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    assert started, "wandb runs a service of its own"
+    for child in started:
+        child.send_signal(signal.SIGKILL)
+    for step in range(1, 11):
+        tracker.log("train", step, TRAIN)
+    tracker.finish({"steps": 10})
+    assert capsys.readouterr().err.count("warning: wandb is out") <= 1
+    assert [r["step"] for r in read_metrics(config.folder)] == list(range(1, 11))
+    assert (config.folder / "summary.json").exists()

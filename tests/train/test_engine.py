@@ -1,0 +1,138 @@
+"""The engine's updates against plain torch: accumulation, decay, clipping, precision, layout."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.config import Engine as EngineConfig
+from pipeline.config import Optim
+from pipeline.train.dist import World
+from pipeline.train.engine import Engine
+
+
+class Net(nn.Module):
+    """Every kind of parameter: convolution, norm, matrix, bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return self.fc(self.norm(self.conv(x)).relu().mean(dim=(2, 3))), []
+
+
+@pytest.fixture
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randint(0, 256, (6, 9, 9, 3), dtype=torch.uint8, generator=generator),
+            torch.randint(0, 4, (6,), generator=generator),
+        )
+        for _ in range(6)
+    ]
+
+
+def made(world: World, optim: Optim, engine: EngineConfig | None = None) -> Engine:
+    torch.manual_seed(1)
+    return Engine(Net(), optim, engine or EngineConfig(), world, micro_batch=6, micro_batches=2)
+
+
+def by_hand(batches: list[tuple[torch.Tensor, torch.Tensor]], optim: Optim, lrs: list[float]) -> dict[str, np.ndarray]:
+    """Nesterov momentum, decoupled by nothing, written out: v = mu v + g + wd p; p -= lr (g + wd p + mu v)."""
+    torch.manual_seed(1)
+    net = Net()
+    velocity = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    for step, lr in enumerate(lrs):
+        net.zero_grad()
+        for images, labels in batches[2 * step : 2 * step + 2]:
+            x = images.permute(0, 3, 1, 2).float() / 255
+            x -= torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+            x /= torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+            (F.cross_entropy(net(x)[0], labels) / 2).backward()
+        norm = torch.sqrt(sum(p.grad.double().square().sum() for p in net.parameters()))
+        scale = min(1.0, optim.clip / float(norm)) if optim.clip else 1.0
+        with torch.no_grad():
+            for name, p in net.named_parameters():
+                decays = name in ("conv.weight", "fc.weight") or optim.decay_norm_and_bias
+                g = p.grad * scale + optim.weight_decay * p * decays
+                velocity[name] = optim.momentum * velocity[name] + g
+                p -= lr * (g + optim.momentum * velocity[name] if optim.nesterov else velocity[name])
+    return {name: p.detach().numpy() for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"nesterov": True},
+        {"decay_norm_and_bias": True},
+        {"clip": 0.05},
+        {"momentum": 0.0, "weight_decay": 0.0},
+    ],
+    ids=str,
+)
+def test_three_updates_are_those_of_the_textbook(
+    world: World, batches: list[tuple[torch.Tensor, torch.Tensor]], change: dict
+) -> None:
+    optim = Optim(epochs=1, **({"weight_decay": 0.05} | change))
+    lrs = [0.5, 0.3, 0.1]
+    engine = made(world, optim)
+    engine.train()
+    for step, lr in enumerate(lrs):
+        for images, labels in batches[2 * step : 2 * step + 2]:
+            main, _ = engine.forward(images)
+            engine.backward(F.cross_entropy(main, labels))
+        engine.step(lr)
+    expected = by_hand(batches, optim, lrs)
+    for name, parameter in engine.module.named_parameters():
+        np.testing.assert_allclose(parameter.detach().numpy(), expected[name], rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def test_an_update_comes_only_with_the_last_micro_batch(
+    world: World, batches: list[tuple[torch.Tensor, torch.Tensor]]
+) -> None:
+    engine = made(world, Optim(epochs=1))
+    engine.train()
+    before = engine.module.fc.weight.detach().clone()
+    engine.backward(F.cross_entropy(engine.forward(batches[0][0])[0], batches[0][1]))
+    assert torch.equal(before, engine.module.fc.weight)
+    with pytest.raises(AssertionError):
+        engine.step(0.1)
+
+
+def test_bfloat16_multiplies_in_bfloat16_and_keeps_float32(
+    world: World, batches: list[tuple[torch.Tensor, torch.Tensor]]
+) -> None:
+    engine = made(world, Optim(epochs=1), EngineConfig(precision="bfloat16"))
+    engine.train()
+    main, _ = engine.forward(batches[0][0])
+    assert main.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in engine.module.parameters())
+    assert engine.module.norm.running_mean.dtype == torch.float32
+    exact, _ = made(world, Optim(epochs=1), EngineConfig(precision="float32")).forward(batches[0][0])
+    assert exact.dtype == torch.float32
+    torch.testing.assert_close(main.float(), exact, atol=0.05, rtol=0.05)
+    assert made(world, Optim(epochs=1)).forward(batches[0][0])[0].dtype == torch.float32  # auto, on a CPU
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_layout_changes_the_memory_and_not_the_numbers(
+    world: World, batches: list[tuple[torch.Tensor, torch.Tensor]], channels_last: bool
+) -> None:
+    engine = made(world, Optim(epochs=1), EngineConfig(channels_last=channels_last))
+    assert engine.module.conv.weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+    reference = made(world, Optim(epochs=1), EngineConfig(channels_last=False))
+    torch.testing.assert_close(engine.forward(batches[0][0])[0], reference.forward(batches[0][0])[0])
+
+
+def test_evaluation_uses_running_statistics(world: World, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    engine = made(world, Optim(epochs=1))
+    engine.eval()
+    alone = torch.cat([engine.forward(batches[0][0][i : i + 1])[0] for i in range(6)])
+    torch.testing.assert_close(alone, engine.forward(batches[0][0])[0])
+    assert torch.equal(engine.module.norm.running_mean, torch.zeros(8))
