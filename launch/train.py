@@ -2,8 +2,8 @@
 
 import sys
 
-from pipeline.cli import main
+from pipeline.cli import run
 
 if __name__ == "__main__":
     # The deepspeed launcher adds --local_rank=N; the environment says the same.
-    sys.exit(main(["train", *(word for word in sys.argv[1:] if not word.startswith("--local_rank="))]))
+    run(["train", *(word for word in sys.argv[1:] if not word.startswith("--local_rank="))])

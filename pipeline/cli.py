@@ -1,11 +1,14 @@
 """The `alasca` command: sub-commands, and errors as one line with an exit status."""
 
 import argparse
+import atexit
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from shards import commands as shard_commands
-from shards.errors import InputError
+from shards.errors import InputError, OwnError
 
 _TRAIN_EXAMPLE = """example:
   alasca train configs/imagefolder.toml --data.train data/clothing/train --optim.epochs 5
@@ -17,6 +20,19 @@ _EVAL_EXAMPLE = """example:
 _COMPARE_EXAMPLE = """example:
   alasca compare configs/compare/demo.toml
 """
+
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """Be the process: `main`, then leave with its status.
+
+    Exit handlers run and output is flushed, but Python is not taken down piece by piece: threads of torch's collectives
+    may still be letting go of tensors then, and now and then that ended a finished run with SIGABRT.
+    """
+    status = main(argv)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,13 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _speaks(error: InputError) -> bool:
-    """One process of a node reports what all of them found; a shard that cannot be read is one process's own find."""
-    if "pipeline.train.dist" not in sys.modules:
-        return True
-    from pipeline.data.reader import ReadError
-    from pipeline.train.dist import is_local_leader
-
-    return is_local_leader() or isinstance(error, ReadError)
+    """Of the processes that a launcher started on a node, the first reports what all of them found."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, OwnError)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,13 +88,16 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "overrides",
         nargs=argparse.REMAINDER,
-        metavar="--section.key VALUE",
+        metavar="...",
         help="any key of the file, over it; --resume X is short for --run.resume X",
     )
     parser.set_defaults(run=_train)
 
 
 def _train(args: argparse.Namespace) -> int:
+    if {"-h", "--help"} & set(args.overrides):
+        return main(["train", "--help"])
+
     from pipeline import configfile
 
     words = [_resume_key(word) for word in args.overrides]

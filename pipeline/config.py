@@ -118,6 +118,8 @@ class Optim(Section):
             raise ValueError("milestones go with schedule = 'multistep', and only with it")
         if any(b <= a for a, b in zip(self.milestones, self.milestones[1:], strict=False)):
             raise ValueError(f"milestones {list(self.milestones)} must rise")
+        if self.milestones and self.milestones[-1] >= self.epochs:
+            raise ValueError(f"milestone {self.milestones[-1]:g} is not before the end of the {self.epochs} epochs")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs momentum > 0")
         if self.warmup_epochs >= self.epochs:

@@ -76,7 +76,13 @@ def overlay(tables: dict[str, Any], overrides: Sequence[str]) -> None:
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
                 raise InputError(f"--{key}: '{part}' is a value, not a table")
-        table[leaf] = _value(value)
+        table[leaf] = value if _takes_text(path, leaf) else _value(value)
+
+
+def _takes_text(path: list[str], leaf: str) -> bool:
+    """Whether a key is a plain string, so that a run may be called 2024-01-01 or 1e5."""
+    field = _fields(path, Config).get(leaf)
+    return field is not None and _section_of(field.annotation) is str
 
 
 def _value(text: str) -> Any:

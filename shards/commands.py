@@ -95,7 +95,11 @@ def run_verify(args: argparse.Namespace) -> int:
     for line in report.differences:
         print(f"DIFFERS  {line}")
     count = len(report.differences)
-    print(f"{args.dir}: {count:,} differences" if count else f"{args.dir}: every byte is as the manifest says")
+    print(
+        f"{args.dir}: {count:,} difference{'s' * (count > 1)}"
+        if count
+        else f"{args.dir}: every byte is as the manifest says"
+    )
     return 1 if count else 0
 
 

@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one line that names the offending value, where it stands and how to mend it. The command line prints
     it without a traceback and exits with status 2, so raise it before anything is written.
     """
+
+
+class OwnError(InputError):
+    """An InputError that one process of a run may find alone; it reports it whatever its rank."""

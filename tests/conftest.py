@@ -8,8 +8,9 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from shards.build import build
 from shards.manifest import Manifest
 from shards.noise import parse
 from shards.readers import find
+
+if TYPE_CHECKING:
+    from pipeline.train.dist import World
 
 MakeRaw = Callable[..., Path]
 
@@ -57,3 +61,12 @@ def clean_photos(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     raw = make_raw(folder / "images", each=16, seed=1)
     (raw / "class-0" / "0000.jpg").unlink()
     return build(find("imagefolder")(raw, None), folder / "test", samples_per_shard=10, workers=1)
+
+
+@pytest.fixture(scope="session")
+def world() -> "Iterator[World]":
+    """One process group for every in-process test: DeepSpeed starts once."""
+    from pipeline.train import dist
+
+    yield dist.start(60)
+    dist.stop()

@@ -48,6 +48,22 @@ def test_a_mistake_is_one_line_and_status_2(
     assert list(tmp_path.iterdir()) == [config]
 
 
+@pytest.mark.parametrize(("local_rank", "lines"), [("0", 1), ("1", 0)])
+def test_one_process_of_a_node_speaks_for_all(
+    local_rank: str, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert main(["train", "/nowhere.toml"]) == 2
+    assert capsys.readouterr().err.count("\n") == lines
+
+
+def test_help_after_the_configuration_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "x.toml", "--help"])
+    assert stopped.value.code == 0
+    assert "example:" in capsys.readouterr().out
+
+
 def test_unknown_commands_and_readers_are_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in (["trian"], ["shard", "imagefolders", "--out", "x"], []):
         with pytest.raises(SystemExit) as stopped:

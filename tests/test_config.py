@@ -35,14 +35,15 @@ def test_defaults_are_the_papers() -> None:
 def test_overrides_are_toml_values_or_plain_words() -> None:
     config = parsed(
         "--optim.lr", "1e-2", "--optim.schedule=multistep", "--optim.milestones", "[60, 90]", "--data.train", "a b",
-        "--data.flip", "false", "--eval.clean-test.data", "x", "--run.name", "17",
+        "--data.flip", "false", "--eval.clean-test.data", "x", "--run.name", "2024-01-01",
     )  # fmt: skip
     assert config.optim.lr == 0.01
     assert config.optim.milestones == (60, 90)
     assert config.data.train == "a b"
     assert config.data.flip is False
     assert config.eval.sets["clean-test"].data == "x"
-    assert config.run.name == "17"
+    assert config.run.name == "2024-01-01"
+    assert parsed("--run.name", "1e5").run.name == "1e5"
 
 
 def test_what_is_written_reads_back_the_same() -> None:
@@ -63,6 +64,7 @@ def test_what_is_written_reads_back_the_same() -> None:
         (["--optim.lr", "nan"], "optim.lr"),
         (["--optim.schedule", "multistep"], "milestones go with schedule = 'multistep'"),
         (["--optim.schedule", "multistep", "--optim.milestones", "[9, 3]"], "must rise"),
+        (["--optim.schedule", "multistep", "--optim.milestones", "[90, 120]"], "not before the end of the 120 epochs"),
         (["--optim.nesterov", "true", "--optim.momentum", "0"], "nesterov needs momentum"),
         (["--optim.warmup_epochs", "120"], "warmup_epochs 120 must be shorter than the 120 epochs"),
         (["--model.heads", "light", "--method.aux", "none"], "would never learn"),

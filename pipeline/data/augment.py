@@ -72,12 +72,21 @@ def _random_box(height: int, width: int, rng: np.random.Generator) -> tuple[int,
 
 def _fit(image: Pixels, short_side: int, crop: int) -> Pixels:
     """Resize the short side, then cut the centre."""
+    image = _without_ends(image)
     height, width = image.shape[:2]
     scale = short_side / min(height, width)
     height, width = max(short_side, round(height * scale)), max(short_side, round(width * scale))
     resized = _resize(image, height, width)
     top, left = (height - crop) // 2, (width - crop) // 2
     return resized[top : top + crop, left : left + crop]
+
+
+def _without_ends(image: Pixels) -> Pixels:
+    """Cut the ends of a very long image, which the centre crop would drop: resized whole it could fill the memory."""
+    height, width = image.shape[:2]
+    limit = 4 * min(height, width)
+    top, left = max(0, height - limit) // 2, max(0, width - limit) // 2
+    return image[top : height - top, left : width - left]
 
 
 def _resize(image: Pixels, height: int, width: int) -> Pixels:

@@ -1,10 +1,12 @@
 """Micro-batches of uint8 images, read and decoded in worker processes, in exactly the order of the plan."""
 
+import atexit
 import dataclasses
+import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -107,25 +109,51 @@ def eval_keys(num_samples: int, batch: int, rank: int, world: int) -> Iterator[t
         yield first, min(first + batch, stop)
 
 
-def batches(dataset: Dataset[Batch], keys: Iterable[Any], workers: int, pin: bool) -> Iterator[Batch]:
-    """Batches in the order of the keys, prepared by `workers` processes (0: in this one).
+class Feed:
+    """Batches in the order of the keys, prepared by `workers` forked processes (0: in this one).
 
-    Workers are forked, so make the iterator before CUDA or a process group is in use where that is possible.
+    Close it, whatever happened: the workers ignore the signals that end a run, among them the one that Python would
+    send them at exit before waiting for them, for ever.
     """
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=_Keys(keys),
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=pin,
-        worker_init_fn=_quiet_worker,
-        prefetch_factor=4 if workers else None,
-        multiprocessing_context="fork" if workers else None,
-        # Its own generator: otherwise every iterator would draw from torch's global random numbers.
-        generator=torch.Generator(),
-    )
-    return iter(loader)
+
+    def __init__(self, dataset: Dataset[Batch], keys: Iterable[Any], workers: int, pin: bool) -> None:
+        known = set(multiprocessing.active_children())
+        self._batches = iter(
+            DataLoader(
+                dataset,
+                batch_size=None,
+                sampler=_Keys(keys),
+                num_workers=workers,
+                collate_fn=_as_it_is,
+                pin_memory=pin,
+                worker_init_fn=_quiet_worker,
+                prefetch_factor=4 if workers else None,
+                multiprocessing_context="fork" if workers else None,
+                # Its own generator: otherwise every iterator would draw from torch's global random numbers.
+                generator=torch.Generator(),
+            )
+        )
+        self._workers = set(multiprocessing.active_children()) - known
+        # For the caller that never comes to close: exit handlers run last in, first out, so before multiprocessing's.
+        atexit.register(self.close)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        batch: Batch = next(self._batches)
+        return batch
+
+    def close(self) -> None:
+        """End the workers; a second call does nothing."""
+        atexit.unregister(self.close)
+        if self._workers:
+            # torch's own way first: it forgets the workers, so that their end is not taken for a crash.
+            self._batches._shutdown_workers()  # type: ignore[attr-defined]
+        for worker in self._workers:
+            worker.kill()
+            worker.join()
+        self._workers = set()
 
 
 class _Keys:

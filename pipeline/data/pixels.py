@@ -22,4 +22,5 @@ def normalise(images: torch.Tensor, channels_last: bool) -> torch.Tensor:
 @lru_cache
 def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation of values in 0..255, [1, 3, 1, 1]; kept, since making them would wait for the device."""
-    return tuple(torch.tensor(c, device=device).mul_(255).view(1, 3, 1, 1) for c in (_MEAN, _STD))  # type: ignore[return-value]
+    with torch.inference_mode(False):  # they outlive an evaluation that may ask first
+        return tuple(torch.tensor(c, device=device).mul_(255).view(1, 3, 1, 1) for c in (_MEAN, _STD))  # type: ignore[return-value]

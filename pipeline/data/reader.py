@@ -1,16 +1,14 @@
 """Sample id -> the image's bytes, read at its place in the shard."""
 
 import os
+import resource
 from collections import OrderedDict
 
-from shards.errors import InputError
+from shards.errors import OwnError
 from shards.manifest import Manifest
 
-_OPEN_SHARDS = 64  # well under the usual limit of 1,024 descriptors, with several readers in a process
-
-
-class ReadError(InputError):
-    """A shard that this process cannot read; others may read theirs."""
+# A rank reads from (its lanes x data.shuffle_shards) shards at once. Half of what the system allows a process.
+_OPEN_SHARDS = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
 
 class ShardReader:
@@ -27,7 +25,7 @@ class ShardReader:
         """Bytes of one image, as they were sharded.
 
         Raises:
-            ReadError: the shard is missing, or not as long as the manifest says.
+            OwnError: the shard is missing, or not as long as the manifest says.
         """
         row = self._manifest.table[sample_id]
         size = int(row["size"])
@@ -43,11 +41,11 @@ class ShardReader:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise ReadError(f"cannot open the shard {path}: {error.strerror}") from None
+            raise OwnError(f"cannot open the shard {path}: {error.strerror}") from None
         expected, found = self._manifest.shards[shard].bytes, os.fstat(descriptor).st_size
         if found != expected:
             os.close(descriptor)
-            raise ReadError(f"{path} has {found} bytes, its manifest says {expected}: copy it again, or shard again")
+            raise OwnError(f"{path} has {found} bytes, its manifest says {expected}: copy it again, or shard again")
         self._descriptors[shard] = descriptor
         if len(self._descriptors) > _OPEN_SHARDS:
             os.close(self._descriptors.popitem(last=False)[1])

@@ -1,8 +1,9 @@
-"""What a step minimises: a base loss on the main head, composed with a regulariser on the auxiliary heads."""
+"""What a step minimises: a base loss on the main head, a regulariser on the auxiliary heads, a Lipschitz penalty."""
 
 import difflib
 import functools
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from pipeline.method.alasca import AdaptiveSmoothing, smoothed_cross_entropy
 from pipeline.method.bank import SampleBank
+from pipeline.method.lipschitz import Penalty
 from pipeline.method.losses import BASE_LOSSES
 from shards.errors import InputError
 
@@ -58,8 +60,8 @@ class Losses:
 
     `total` (0-dim, float32) is to be backpropagated: all weighted parts, summed over the valid samples and divided by
     the NOMINAL size B. `parts` are detached 0-dim SUMS over the valid samples, before any weight: "loss/base"; with
-    ALASCA also "loss/aux" (summed over the heads) and "confidence". Divided by the number of valid samples they are
-    the means to log.
+    ALASCA also "loss/aux" (summed over the heads) and "confidence", with a penalty also "penalty". Divided by the
+    number of valid samples they are the means to log.
     """
 
     total: torch.Tensor
@@ -69,10 +71,12 @@ class Losses:
 class Objective:
     """Base loss on the main head plus, with `aux`, lambda * sum over heads of CE(head, smoothed target).
 
-    The main head gets the base loss alone, and nothing here waits for the device.
+    With `penalty`, plus `penalty_weight` times that: a function of the main head's gradients, which sees the forward
+    that these logits come from (`pipeline.method.lipschitz`). Otherwise the main head gets the base loss alone. Nothing
+    here waits for the device.
 
     Raises:
-        InputError: an unknown base loss, or an option that it does not have or that is out of range.
+        InputError: an unknown base loss, or an option that it does not have or that is out of range; a weight below 0.
     """
 
     def __init__(
@@ -81,11 +85,17 @@ class Objective:
         base_options: Mapping[str, float] | None = None,
         aux: Alasca | None = None,
         bank: SampleBank | None = None,
+        penalty: Penalty | None = None,
+        penalty_weight: float = 0.0,
     ) -> None:
         assert (bank is not None) == (aux is not None and aux.needs_bank), "a bank if and only if aux needs one"
+        if not 0.0 <= penalty_weight < math.inf:
+            raise InputError(f"penalty_weight = {penalty_weight} in [method]: must be 0 or more, and finite")
         self.base = _base_loss(base, dict(base_options or {}))
         self.aux = aux
         self.bank = bank
+        self.penalty = penalty
+        self.penalty_weight = penalty_weight
 
     def __call__(
         self,
@@ -125,9 +135,13 @@ class Objective:
             heads = sum(smoothed_cross_entropy(_masked(logits, valid), target, confidence) for logits in aux)
             assert isinstance(heads, torch.Tensor)
             regulariser = _sum(heads, valid)
-            total = base + self.aux.aux_weight * regulariser
+            total = total + self.aux.aux_weight * regulariser
             parts["loss/aux"] = regulariser.detach()
             parts["confidence"] = _sum(confidence, valid)
+        if self.penalty is not None:
+            penalty = _sum(self.penalty(main, target, positions, valid, epoch), valid).float()
+            total = total + self.penalty_weight * penalty
+            parts["penalty"] = penalty.detach()
         return Losses(total / main.shape[0], parts)
 
     def _confidence(

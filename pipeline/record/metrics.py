@@ -23,7 +23,8 @@ class Window:
         """Add one micro-batch: its nominal size, and 0-dim sums over its valid samples, among them their number."""
         self._images += images
         for name, value in sums.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().double()
+            value = value.detach().double()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def waited(self, seconds: float) -> None:
         """Add time in which the device had nothing to do because data were late."""

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.config import Config
+from shards.errors import InputError
 
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
@@ -26,13 +27,20 @@ class Tracker:
         leader: whether this process writes.
         total_steps: length of the run.
         start_step: first step to come; lines after it, of an earlier attempt, are cut off.
+
+    Raises:
+        InputError: the run's folder cannot be made.
     """
 
     def __init__(self, config: Config, *, leader: bool, total_steps: int, start_step: int) -> None:
         self._leader, self._folder = leader, config.folder
         if not leader:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"run.dir: cannot write the run to {self._folder}: {error.strerror}") from None
+        (self._folder / SUMMARY).unlink(missing_ok=True)  # it speaks of a finished run
         (self._folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         path = self._folder / METRICS
         _truncate(path, start_step)

@@ -116,8 +116,9 @@ def _summary(run: Config) -> dict[str, Any]:
 
 def _launch(comparison: Comparison, run: Config) -> int:
     """Exit status of one run under torchrun."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    file = run.folder / "config.toml"
+    # Beside the run's folder, not in it: what is in there belongs to the run, which may refuse this configuration.
+    file = run.folder.with_name(f"{run.run.name}.toml")
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(run.to_toml(), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(comparison.ranks), "--module", "pipeline", "train", str(file)]

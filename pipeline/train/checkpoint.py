@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,12 @@ class Checkpoints:
             raise agreed
         return agreed
 
+    def rewind(self, step: int) -> None:
+        """Drop the checkpoints after `step`, where a run goes on from an older one; called by rank 0."""
+        for path in self.paths():
+            if int(path.name[5:]) > step:
+                shutil.rmtree(path)
+
     def load(self, path: Path, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
         """Model, optimizer and this rank's own state; nothing in the files is run as code.
 
@@ -113,9 +120,7 @@ class Checkpoints:
         """
         saved_by = read_index(path)["world"]
         if saved_by != self._world.size:
-            raise InputError(
-                f"{path} was saved by {saved_by} processes, this run has {self._world.size}: use {saved_by}"
-            )
+            raise InputError(f"{path} was saved by {saved_by} processes, not {self._world.size}: start {saved_by}")
         model = load_file(path / MODEL, device=str(device))
         optimizer = torch.load(path / OPTIMIZER, map_location=device, weights_only=True)
         own = torch.load(path / _own_name(self._world.rank), map_location="cpu", weights_only=True)
@@ -178,7 +183,7 @@ def _chosen(folder: Path, resume: str) -> Path | None:
         path = Path(resume)
         reason = damage(path)
         if reason:
-            raise InputError(f"--resume {resume} is no whole checkpoint: {reason}")
+            raise InputError(f"--resume {resume} is neither 'auto' nor 'none' nor a whole checkpoint: {reason}")
         return path
     return newest(folder)
 
@@ -187,7 +192,7 @@ def _own_name(rank: int) -> str:
     return f"rank-{rank:05d}.pt"
 
 
-def _write(path: Path, write: Any) -> tuple[str, dict[str, Any]]:
+def _write(path: Path, write: Callable[[Path], object]) -> tuple[str, dict[str, Any]]:
     """Write one file durably; its name and entry in the index."""
     write(path)
     with path.open("rb") as file:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from shards.errors import InputError
+from shards.errors import OwnError
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class World:
 
 def world_size() -> int:
     """Processes that the launcher announced; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ["WORLD_SIZE"]) if _launched() else 1
 
 
-def is_local_leader() -> bool:
-    """Whether this process speaks for its node, before or without a process group."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+def _launched() -> bool:
+    """Whether a launcher started this process; clusters also set MASTER_ADDR or WORLD_SIZE where none did."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def start(timeout_s: float) -> World:
@@ -39,12 +39,14 @@ def start(timeout_s: float) -> World:
     Collectives on host tensors go over gloo, those on GPUs over NCCL; all of them raise after `timeout_s` seconds.
 
     Raises:
-        InputError: fewer GPUs on this node than processes.
+        OwnError: fewer GPUs on this node than processes.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     gpu = torch.cuda.is_available()
     if gpu and local_rank >= torch.cuda.device_count():
-        raise InputError(f"local rank {local_rank} has no GPU: this node has {torch.cuda.device_count()}; start fewer")
+        raise OwnError(
+            f"local rank {local_rank} has no GPU: it sees {torch.cuda.device_count()}; start fewer processes"
+        )
     device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
@@ -53,7 +55,7 @@ def start(timeout_s: float) -> World:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _share_cores()
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-    if "MASTER_ADDR" in os.environ:
+    if _launched():
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     else:
         # DeepSpeed reads these, and without them would look for MPI.

@@ -47,7 +47,7 @@ class Engine:
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer, src=0)
         self.optimizer = torch.optim.SGD(
-            _parameter_groups(module.named_parameters(), optim),
+            _parameter_groups(module.parameters(), optim),
             lr=optim.lr,
             momentum=optim.momentum,
             nesterov=optim.nesterov,
@@ -94,6 +94,11 @@ class Engine:
         self._deepspeed.step()
         self.statistics.finish_step()
 
+    @property
+    def lr(self) -> float:
+        """Learning rate of the last update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
     def eval(self) -> None:
         """Use running statistics, the same on every rank."""
         self.statistics.average_over_ranks()
@@ -104,11 +109,11 @@ class Engine:
         self.module.train()
 
 
-def _parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], optim: Optim) -> list[dict[str, object]]:
+def _parameter_groups(parameters: Iterable[nn.Parameter], optim: Optim) -> list[dict[str, object]]:
     """Vectors are norms and biases; they carry weight decay only if asked (Goyal et al. 2017, He et al. 2019)."""
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
-    for _, parameter in parameters:
+    for parameter in parameters:
         (matrices if parameter.ndim > 1 else vectors).append(parameter)
     decay = optim.weight_decay
     return [

@@ -1,12 +1,13 @@
 """Accuracy on named sets: every image once at any world size, main head and averaged heads apart."""
 
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 import torch.nn.functional as F
 
 from pipeline.config import Config
-from pipeline.data.loader import EvalBatches, batches, eval_keys
+from pipeline.data.loader import EvalBatches, Feed, eval_keys
 from pipeline.method.alasca import averaged_prediction
 from pipeline.train import dist
 from pipeline.train.bad import BadImages
@@ -55,24 +56,25 @@ def evaluate(forward: Forward, manifest: Manifest, config: Config, world: World,
     dataset = EvalBatches(manifest, crop=data.crop, augment=data.augment, max_pixels=data.max_pixels)
     keys = eval_keys(manifest.num_samples, data.micro_batch * 2, world.rank, world.size)
     sums: dict[str, torch.Tensor] = {}
-    for host_batch in batches(dataset, keys, data.workers, pin=world.device.type == "cuda"):
-        bad.add(host_batch.bad)
-        batch = host_batch.to(world.device)
-        main, aux = forward(batch.images)
-        logits = {"main": main.float()}
-        if aux:
-            logits["averaged"] = averaged_prediction(main.float(), [a.float() for a in aux])
-        loss = F.cross_entropy(logits["main"], batch.labels, reduction="none")
-        found = {
-            "images": torch.ones_like(batch.valid).sum(),
-            "valid": batch.valid.sum(),
-            "loss": torch.where(batch.valid, loss, 0.0).sum(),
-        }
-        for name, scores in logits.items():
-            ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == batch.labels[:, None]
-            found[f"{name}/top1"] = (ranked[:, 0] & batch.valid).sum()
-            found[f"{name}/top5"] = (ranked.any(dim=1) & batch.valid).sum()
-        sums = {name: sums.get(name, 0) + value.double() for name, value in found.items()}
+    with closing(Feed(dataset, keys, data.workers, pin=world.device.type == "cuda")) as feed:
+        for host_batch in feed:
+            bad.add(host_batch.bad)
+            batch = host_batch.to(world.device)
+            main, aux = forward(batch.images)
+            logits = {"main": main.float()}
+            if aux:
+                logits["averaged"] = averaged_prediction(main.float(), [a.float() for a in aux])
+            loss = F.cross_entropy(logits["main"], batch.labels, reduction="none")
+            found = {
+                "images": torch.ones_like(batch.valid).sum(),
+                "valid": batch.valid.sum(),
+                "loss": torch.where(batch.valid, loss, 0.0).sum(),
+            }
+            for name, scores in logits.items():
+                ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == batch.labels[:, None]
+                found[f"{name}/top1"] = (ranked[:, 0] & batch.valid).sum()
+                found[f"{name}/top5"] = (ranked.any(dim=1) & batch.valid).sum()
+            sums = {name: sums.get(name, 0) + value.double() for name, value in found.items()}
     # A rank without any image has no names either, so names travel with the sums.
     shares = dist.gather({name: float(value) for name, value in sums.items()})
     names = dict.fromkeys(name for share in shares for name in share)

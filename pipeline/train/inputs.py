@@ -8,6 +8,7 @@ import torch
 from pipeline.config import Config
 from pipeline.data.plan import Plan
 from pipeline.model import backbone
+from pipeline.train.checkpoint import complete
 from pipeline.train.evaluate import open_set
 from shards.manifest import Manifest
 
@@ -41,7 +42,10 @@ class Inputs:
         plan.lanes_of(0, world_size)
         torch.manual_seed(config.run.seed)
         model = config.model
+        # A run that goes on takes its weights from the checkpoint; the file it began with may be gone.
+        goes_on = config.run.resume != "none" and bool(complete(config.folder / "checkpoints"))
+        pretrained = None if goes_on else config.pretrained
         module = backbone.build(
-            model.name, manifest.num_classes, heads=config.heads, pretrained=config.pretrained, stem=model.stem
+            model.name, manifest.num_classes, heads=config.heads, pretrained=pretrained, stem=model.stem
         )
         return cls(manifest, sets, plan, module)

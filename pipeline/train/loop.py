@@ -1,14 +1,13 @@
 """Training, from the first batch to the summary. Read `Training.run` first."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.config import Config
-from pipeline.data.loader import Batch, TrainBatches, batches, train_keys
+from pipeline.data.loader import Feed, TrainBatches, train_keys
 from pipeline.method.bank import SampleBank
 from pipeline.method.objective import Alasca, Objective
 from pipeline.record.metrics import Window
@@ -55,7 +54,7 @@ class Training:
             index = read_index(checkpoint)
             refuse_difference(index["identity"], self.identity, str(checkpoint))
             self.start = index["step"]
-        self.feed = self._feed()  # forks the workers, so before the GPU is in use
+        self.feed = self._feed()
         self.engine = Engine(
             inputs.module, config.optim, config.engine, world, config.data.micro_batch, len(self.lanes)
         )
@@ -64,6 +63,8 @@ class Training:
         self.bad = {name: BadImages(manifest, config.data.max_bad_fraction) for name, manifest in datasets.items()}
         if checkpoint is not None:
             self._restore(checkpoint)
+            if world.rank == 0:
+                self.checkpoints.rewind(self.start)
         self.tracker = Tracker(
             config, leader=world.rank == 0, total_steps=self.schedule.total_steps, start_step=self.start
         )
@@ -128,7 +129,7 @@ class Training:
             {
                 "epoch": done / self.plan.steps_per_epoch,
                 "samples": done * self.plan.global_batch,
-                "lr": self.schedule.lr(step),
+                "lr": self.engine.lr,
                 **figures,
             },
         )
@@ -172,7 +173,7 @@ class Training:
         for name, bad in self.bad.items():
             bad.load_state_dict(own["bad"].get(name, {}))
 
-    def _feed(self) -> Iterator[Batch]:
+    def _feed(self) -> Feed:
         """This rank's micro-batches, from the first step that is left to the end of the run."""
         data = self.config.data
         dataset = TrainBatches(
@@ -184,7 +185,7 @@ class Training:
             max_pixels=data.max_pixels,
         )
         keys = train_keys(self.plan, self.lanes, self.start, self.schedule.total_steps)
-        return batches(dataset, keys, data.workers, pin=self.world.device.type == "cuda")
+        return Feed(dataset, keys, data.workers, pin=self.world.device.type == "cuda")
 
     def _objective(self) -> Objective:
         """The configured losses, with per-sample state for this rank's home where they need it."""

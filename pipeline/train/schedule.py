@@ -8,7 +8,8 @@ from pipeline.config import Optim
 class Schedule:
     """Learning rate of every optimizer step.
 
-    Warm-up rises linearly to `lr` (Goyal et al. 2017); after it `cosine` falls to 0 at the last step (Loshchilov and
+    Warm-up rises linearly to `lr` (Goyal et al. 2017); after it `cosine` falls towards 0, which would be the step
+    after the last (Loshchilov and
     Hutter 2017), `multistep` multiplies by `gamma` at each milestone, `constant` stays.
     """
 

@@ -1,5 +1,7 @@
 """Views: shapes, randomness that depends on nothing but its key, agreement with torchvision."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,19 @@ def test_views_are_square_whatever_comes_in(augment: str, shape: tuple[int, int]
         assert view.dtype == np.uint8
         assert view.flags["C_CONTIGUOUS"]
     assert (eval_view(image, 16, augment) == 7).all()
+
+
+def test_a_very_long_image_costs_no_more_than_its_centre() -> None:
+    tracemalloc.start()
+    image = np.full((16, 30_000, 3), 9, dtype=np.uint8)
+    image[:, 15_000:] = 200
+    view = eval_view(image, 224, "resized_crop")
+    assert tracemalloc.get_traced_memory()[1] < 30e6
+    tracemalloc.stop()
+    assert view[:, :100].max() == 9
+    assert view[:, 124:].min() == 200
+    tall = eval_view(np.ascontiguousarray(image.transpose(1, 0, 2)), 224, "none")
+    assert (tall[:100].max(), tall[124:].min()) == (9, 200)
 
 
 def test_randomness_is_a_function_of_seed_epoch_id_and_view() -> None:

@@ -1,20 +1,27 @@
 """Batches: the plan's order whatever the workers, and the policy for images that do not decode."""
 
 import io
+import multiprocessing
+import signal
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 
 from pipeline.data.augment import sample_rng, train_view
 from pipeline.data.decode import decode
-from pipeline.data.loader import Batch, EvalBatches, TrainBatches, batches, eval_keys, train_keys
+from pipeline.data.loader import Batch, EvalBatches, Feed, TrainBatches, eval_keys, train_keys
 from pipeline.data.pixels import normalise
 from pipeline.data.plan import Plan
-from pipeline.data.reader import ReadError, ShardReader
+from pipeline.data.reader import ShardReader
 from shards.build import build
+from shards.errors import OwnError
 from shards.manifest import Manifest
 from shards.readers import find
 
@@ -24,7 +31,8 @@ VIEW = {"crop": 16, "augment": "resized_crop", "max_pixels": 10**6}
 def planned(manifest: Manifest, start: int, stop: int, workers: int, lanes: range | None = None) -> list[Batch]:
     plan = Plan(manifest, lanes=4, micro_batch=7, seed=5, shuffle_shards=2)
     keys = train_keys(plan, lanes or range(4), start, stop)
-    return list(batches(TrainBatches(manifest, plan, flip=True, **VIEW), keys, workers, pin=False))
+    with closing(Feed(TrainBatches(manifest, plan, flip=True, **VIEW), keys, workers, pin=False)) as feed:
+        return list(feed)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -67,7 +75,7 @@ def test_evaluation_reads_every_image_once_at_any_world_size(clean_photos: Manif
     found = []
     for rank in range(world):
         keys = eval_keys(clean_photos.num_samples, 10, rank, world)
-        found += [int(i) for batch in batches(dataset, keys, 0, pin=False) for i in batch.positions]
+        found += [int(i) for batch in Feed(dataset, keys, 0, pin=False) for i in batch.positions]
     assert found == list(range(47))
 
 
@@ -112,10 +120,10 @@ def test_a_shard_of_another_length_is_refused(photos: Manifest, tmp_path: Path) 
     manifest = Manifest.load(copy)
     shard = manifest.shard_path(0)
     shard.write_bytes(shard.read_bytes()[:-512])
-    with pytest.raises(ReadError, match=r"its manifest says \d+"):
+    with pytest.raises(OwnError, match=r"its manifest says \d+"):
         ShardReader(manifest).image_bytes(0)
     shard.unlink()
-    with pytest.raises(ReadError, match="No such file"):
+    with pytest.raises(OwnError, match="No such file"):
         ShardReader(manifest).image_bytes(0)
 
 
@@ -147,6 +155,38 @@ def test_normalise_is_totensor_and_normalize(channels_last: bool) -> None:
     ours = normalise(pixels, channels_last)
     assert ours.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     torch.testing.assert_close(ours[1], theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_workers_leave_signals_to_the_run_and_end_when_closed(photos: Manifest) -> None:
+    plan = Plan(photos, lanes=4, micro_batch=7, seed=5)
+    feed = Feed(TrainBatches(photos, plan, flip=True, **VIEW), train_keys(plan, range(4), 0, 9), 2, pin=False)
+    next(feed)
+    workers = [psutil.Process(worker.pid) for worker in multiprocessing.active_children()]
+    assert len(workers) == 2
+    for worker in workers:
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines())
+        ignored = int(status["SigIgn"], 16)
+        assert all(ignored >> (number - 1) & 1 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
+        worker.terminate()
+    next(feed)
+    feed.close()
+    assert not any(worker.is_running() for worker in workers)
+    feed.close()
+
+
+def test_a_program_that_forgets_to_close_still_ends(photos: Manifest) -> None:
+    program = f"""
+from pipeline.data.loader import *
+manifest = Manifest.load({str(photos.root)!r})
+plan = Plan(manifest, lanes=4, micro_batch=7, seed=5)
+dataset = TrainBatches(manifest, plan, flip=True, crop=16, augment="none", max_pixels=10**6)
+feed = Feed(dataset, train_keys(plan, range(4), 0, 9), 2, pin=False)
+next(feed)
+raise RuntimeError("on purpose")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "on purpose" in done.stderr
 
 
 def test_jpeg_written_by_others_reads(photos: Manifest) -> None:

@@ -1,5 +1,6 @@
 """Real launchers, real ranks, a real kill: the same training whoever starts it and in how many processes."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.model import backbone
 from pipeline.record.metrics import TIME_FIELDS
 from pipeline.record.track import read_metrics
 from shards.manifest import Manifest
@@ -60,15 +63,17 @@ def torchrun(ranks: int) -> list[str]:
 
 def launch(command: list[str], config: Path, name: str, env: dict[str, str] | None = None, **changes: str) -> Path:
     words = [word for key, value in changes.items() for word in ("--" + key.replace("__", "."), value)]
+    extensions = config.parent / f"{name}-extensions"
     done = subprocess.run(
         [*command, TRAIN, str(config), "--run.name", name, *words],
-        env=os.environ if env is None else env,
+        env={**(os.environ if env is None else env), "TORCH_EXTENSIONS_DIR": str(extensions)},
         capture_output=True,
         text=True,
         timeout=150,
         cwd=config.parent,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert not list(extensions.glob("*")), "deepspeed compiled something"
     return config.parent / name
 
 
@@ -114,6 +119,14 @@ def test_weights_and_statistics_agree_between_worlds(alone: Path, two: Path, fou
     for other in models[1:]:
         for name, tensor in models[0].items():
             torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    # Not because nothing moved: the changes themselves agree.
+    torch.manual_seed(0)
+    start = backbone.build("resnet20", 3, heads="light").state_dict()
+    weights = [name for name, tensor in start.items() if tensor.dim() == 4]
+    moved = [torch.cat([(model[n] - start[n]).flatten() for n in weights]) for model in models]
+    assert moved[0].norm() > 0.01
+    for other in moved[1:]:
+        assert (other - moved[0]).norm() < 0.02 * moved[0].norm()
     banks = []
     for run, world in ((alone, 1), (two, 2), (four, 4)):
         files = [run / f"checkpoints/step-000000020/rank-{rank:05d}.pt" for rank in range(world)]
@@ -133,7 +146,7 @@ def test_a_killed_rank_ends_the_job_and_resume_ends_as_if_nothing_happened(confi
         os.kill(a_rank_of(job.pid), signal.SIGKILL)
         _, errors = job.communicate(timeout=60)
     finally:
-        job.kill()
+        end(job)
     assert job.returncode != 0, errors[-2000:]
     assert not (run / "summary.json").exists()
     done = subprocess.run(
@@ -149,6 +162,51 @@ def test_a_killed_rank_ends_the_job_and_resume_ends_as_if_nothing_happened(confi
         return [{k: v for k, v in r.items() if k not in TIME_FIELDS} for r in read_metrics(folder)]
 
     assert lasting(run) == lasting(two)
+
+
+def test_a_rank_that_fails_ends_the_job_and_leaves_no_process(config: Path) -> None:
+    """The operating system kills a data worker, as it does when memory runs out; its rank raises."""
+    command = [*torchrun(2), TRAIN, str(config), "--run.name", "failed", "--optim.epochs", "500"]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=config.parent)
+    try:
+        run = config.parent / "failed"
+        wait_for(lambda: len(lines(run, "train")) > 3, job)
+        family = psutil.Process(job.pid).children(recursive=True)
+        os.kill(psutil.Process(a_rank_of(job.pid)).children()[0].pid, signal.SIGKILL)
+        _, errors = job.communicate(timeout=60)
+    finally:
+        end(job)
+    assert job.returncode == 1
+    assert "DataLoader worker" in errors
+    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_hang_ends_after_the_timeout(config: Path) -> None:
+    command = [*torchrun(2), TRAIN, str(config), "--run.name", "hung", "--optim.epochs", "500", "--dist.timeout", "5"]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=config.parent)
+    try:
+        wait_for(lambda: len(lines(config.parent / "hung", "train")) > 3, job)
+        stopped = psutil.Process(a_rank_of(job.pid))
+        others = [p for p in psutil.Process(job.pid).children() if p.pid != stopped.pid]
+        stopped.suspend()
+        _, alive = psutil.wait_procs(others, timeout=40)
+        assert not alive
+        stopped.resume()
+        _, errors = job.communicate(timeout=40)
+    finally:
+        end(job)
+    assert job.returncode == 1
+    assert "Timed out" in errors or "timeout" in errors.lower(), errors[-2000:]
+
+
+def end(job: "subprocess.Popen[str]") -> None:
+    """End a launcher and everything below it; its ranks are in sessions of their own."""
+    if job.poll() is None:
+        family = psutil.Process(job.pid).children(recursive=True)
+        for process in [*family, job]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        job.wait()
 
 
 def wait_for(condition: Callable[[], bool], job: "subprocess.Popen[str]") -> None:

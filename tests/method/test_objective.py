@@ -166,6 +166,33 @@ def test_micro_batches_add_up():
     torch.testing.assert_close(sum(half.total for half in halves) / 2, whole.total)
 
 
+def test_a_penalty_is_weighed_and_summed_over_valid_samples():
+    # One that can be computed by hand: n + 1 times the label's own logit, told everything that it may ask for.
+    main, _, y, z0, _ = drawn()
+    valid, told = torch.tensor([True, False, True, True, True, True]), []
+
+    def penalty(logits, target, positions, kept, epoch):
+        told.extend((positions, kept, epoch))
+        each = logits.gather(1, target.unsqueeze(1)).squeeze(1) * torch.arange(1, BATCH + 1)
+        return torch.where(kept, each, math.nan)
+
+    losses = Objective(penalty=penalty, penalty_weight=0.25)(z0, [], torch.tensor(y), PLACES, valid, 9)
+    assert told == [PLACES, valid, 9]
+    without, base_sum, _, _, gradients = expected(main, [], y, main, 1.0, valid)
+    penalties = [(n + 1) * main[n, y[n]] for n in range(BATCH) if valid[n]]
+    assert set(losses.parts) == {"loss/base", "penalty"}
+    assert losses.parts["penalty"].item() == pytest.approx(sum(penalties), rel=1e-5)
+    assert losses.parts["loss/base"].item() == pytest.approx(base_sum, rel=1e-5)
+    assert not losses.parts["penalty"].requires_grad
+    assert losses.total.item() == pytest.approx(without + 0.25 * sum(penalties) / BATCH, rel=1e-5)
+    assert losses.total.dim() == 0 and losses.total.dtype == torch.float32
+    losses.total.backward()
+    for n in range(BATCH):
+        if valid[n]:
+            gradients[0][n, y[n]] += 0.25 * (n + 1) / BATCH
+    np.testing.assert_allclose(z0.grad.numpy(), gradients[0], atol=1e-6)
+
+
 def test_the_clothing1m_variant_needs_no_bank():
     main, aux, y, z0, zs = drawn()
     settings = Alasca(confidence="current", warmup_epochs=3)
@@ -238,6 +265,8 @@ def test_heads_and_aux_go_together():
         (lambda: Alasca(confidence="emma"), ['confidence = "emma"']),
         (lambda: Alasca(aux_weight=-1.0), ["aux_weight = -1.0"]),
         (lambda: Alasca(momentum=2.0), ["momentum = 2.0"]),
+        (lambda: Objective(penalty_weight=-0.1), ["penalty_weight = -0.1 in [method]"]),
+        (lambda: Objective(penalty_weight=math.nan), ["penalty_weight = nan"]),
     ],
 )
 def test_wrong_settings_are_named(make, words):

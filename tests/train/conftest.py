@@ -1,6 +1,6 @@
-"""One process group for every in-process test: DeepSpeed starts once."""
+"""A tiny run to change at will."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +8,7 @@ import pytest
 
 from pipeline import configfile
 from pipeline.config import Config
-from pipeline.train import dist
-from pipeline.train.dist import World
 from shards.manifest import Manifest
-
-
-@pytest.fixture(scope="session")
-def world() -> Iterator[World]:
-    yield dist.start(60)
-    dist.stop()
 
 
 @pytest.fixture

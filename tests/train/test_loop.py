@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from pipeline.config import Config
 from pipeline.record.metrics import TIME_FIELDS
 from pipeline.record.track import read_metrics
-from pipeline.train.checkpoint import damage
+from pipeline.train.checkpoint import Checkpoints, damage
 from pipeline.train.dist import World
 from pipeline.train.inputs import Inputs
 from pipeline.train.loop import Training
@@ -151,7 +151,7 @@ def test_checkpoints_are_whole_and_few(configured: Configured, world: World) -> 
         file.seek(1000)
         file.write(bytes([byte[0] ^ 1]))
     assert damage(newest) == "model.safetensors is not what was written"
-    with pytest.raises(InputError, match=r"is no whole checkpoint: model.safetensors"):
+    with pytest.raises(InputError, match=r"nor a whole checkpoint: model.safetensors"):
         training.checkpoints.choose(str(newest))
     # The damaged one is skipped; the run goes on from the one before and ends the same.
     resumed = trained(training.config.model_copy(update={"run": _resuming(training.config)}), world)
@@ -178,10 +178,51 @@ def test_a_checkpoint_runs_no_code(configured: Configured, world: World, tmp_pat
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "owned",))
 
-    torch.save({"objective": Payload()}, checkpoint / "rank-00000.pt")
-    with pytest.raises(Exception, match="weights_only|Weights only"):
-        training.checkpoints.load(checkpoint, torch.device("cpu"))
+    for name in ("rank-00000.pt", "optimizer.pt"):
+        whole = (checkpoint / name).read_bytes()
+        torch.save({"objective": Payload()}, checkpoint / name)
+        with pytest.raises(Exception, match="weights_only|Weights only"):
+            training.checkpoints.load(checkpoint, torch.device("cpu"))
+        (checkpoint / name).write_bytes(whole)
+    training.checkpoints.load(checkpoint, torch.device("cpu"))
     assert not (tmp_path / "owned").exists()
+
+
+def test_another_number_of_processes_is_refused(configured: Configured, world: World) -> None:
+    training = trained(configured(optim__epochs=1), world)
+    checkpoint = training.checkpoints.paths()[-1]
+    two = Checkpoints(checkpoint.parent, World(0, 2, 0, world.device), keep=2)
+    with pytest.raises(InputError, match="was saved by 1 processes, not 2: start 1"):
+        two.load(checkpoint, world.device)
+
+
+def test_going_on_from_an_older_checkpoint_drops_the_newer_ones(configured: Configured, world: World) -> None:
+    straight = trained(configured(optim__epochs=4, checkpoint__keep=9), world)
+    folder = straight.config.folder / "checkpoints"
+    older = str(folder / "step-000000010")
+    config = configured(optim__epochs=4, checkpoint__keep=1, run__resume=older)
+    again = Training(config, Inputs.open(config, 1), world)
+    assert [path.name[-2:] for path in straight.checkpoints.paths()] == ["05", "10"]
+    assert max(r["step"] for r in read_metrics(config.folder)) == 10
+    again.run()
+    assert [path.name[-2:] for path in straight.checkpoints.paths()] == ["20"]
+    for a, b in zip(
+        straight.engine.module.state_dict().values(), again.engine.module.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_a_run_that_goes_on_does_not_need_the_weights_it_began_with(
+    configured: Configured, world: World, tmp_path: Path
+) -> None:
+    weights = tmp_path / "start.pt"
+    torch.save(Inputs.open(configured(method__aux="none"), 1).module.state_dict(), weights)
+    changes = {"model__pretrained": str(weights), "method__aux": "none", "optim__epochs": 2}
+    trained(configured(run__max_steps=5, **changes), world)
+    weights.unlink()
+    assert trained(configured(run__resume="auto", **changes), world).start == 5
+    with pytest.raises(InputError, match="start.pt"):
+        Inputs.open(configured(run__name="other", run__resume="auto", **changes), 1)
 
 
 def test_a_begun_run_is_never_overwritten_or_mixed(configured: Configured, world: World) -> None:
@@ -215,6 +256,14 @@ def test_mistakes_are_found_before_anything_is_written(configured: Configured, c
     with pytest.raises(InputError, match=words):
         Inputs.open(config, 1)
     assert not Path(config.run.dir).exists()
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(configured: Configured, world: World, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder, why in ((tmp_path / "file", "Not a directory"), (Path("/proc/nowhere"), "No such file")):
+        config = configured(run__dir=str(folder))
+        with pytest.raises(InputError, match=rf"run.dir: cannot write the run to {folder}/tiny: {why}"):
+            Training(config, Inputs.open(config, 1), world)
 
 
 def test_a_world_that_does_not_fit_and_other_classes_are_refused(

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# One run on this machine: a process for each GPU, or two where there is none.
+#   launch/local.sh CONFIG [--section.key VALUE ...]
+#   NPROC=4 launch/local.sh CONFIG ...                    as many processes as you say
+set -euo pipefail
+
+fail() {
+    echo "local.sh: $1" >&2
+    exit 2
+}
+
+[[ $# -gt 0 && $1 != -* ]] || fail "usage: [NPROC=N] launch/local.sh CONFIG [--section.key VALUE ...]"
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." > /dev/null && pwd)
+PATH="$root/.venv/bin:$PATH"
+command -v torchrun > /dev/null || fail "no torchrun: run make install, or activate the environment that has it"
+
+# torch counts what training will see: with CUDA_VISIBLE_DEVICES nvidia-smi would count too many.
+NPROC=${NPROC:-$(python -c "import torch; print(torch.cuda.device_count() or 2)")}
+[[ $NPROC =~ ^[1-9][0-9]*$ ]] || fail "NPROC = '$NPROC': want a number of processes, 1 or more"
+
+exec torchrun --standalone --nproc-per-node "$NPROC" "$root/launch/train.py" "$@"

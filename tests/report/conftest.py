@@ -1,0 +1,113 @@
+"""Run folders with figures written by hand, and a comparison of three methods as a page would show it."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from pipeline.report import results
+from pipeline.report.results import Results
+
+MakeRun = Callable[..., Path]
+
+VERSIONS = {"alasca": "0.1.0", "torch": "2.15.0"}
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """A finished run: `accuracies` per set and head, one value an evaluation; 10 steps of 64 images in `seconds` each.
+
+    `config` overrides dotted keys, `summary` fields of the summary.
+    """
+
+    def make(
+        method: str,
+        seed: int = 0,
+        *,
+        accuracies: dict[str, list[float]],
+        seconds: float = 2.0,
+        losses: list[float | None] | None = None,
+        config: dict[str, Any] | None = None,
+        **summary: Any,
+    ) -> Path:
+        folder = tmp_path / "runs" / f"{method.encode().hex()}-{seed}"
+        folder.mkdir(parents=True)
+        tables: dict[str, Any] = {
+            "run": {"name": f"{method}-seed{seed}", "dir": "runs", "seed": seed, "resume": "auto"},
+            "data": {"train": "shards", "lanes": 2, "micro_batch": 32},
+            "model": {"name": "resnet20"},
+            "method": {"base": "ce", "aux": "none"},
+            "optim": {"epochs": max((len(values) for values in accuracies.values()), default=2), "lr": 0.1},
+        }
+        for dotted, value in (config or {}).items():
+            section, key = dotted.split(".")
+            tables.setdefault(section, {})[key] = value
+        (folder / "config.toml").write_text(tomli_w.dumps(tables))
+
+        records: list[dict[str, Any]] = []
+        evaluations = max((len(values) for values in accuracies.values()), default=2)
+        sets = list(dict.fromkeys(key.split("/")[0] for key in accuracies))
+        for number in range(1, evaluations + 1):
+            at = {"step": 10 * number, "epoch": float(number)}
+            for half, back in ((1, 5), (2, 0)):  # two windows an evaluation
+                loss = losses[number - 1] if losses else 3.0 / (number + half / 2)
+                records.append({"kind": "train", **at, "step": at["step"] - back, "epoch": number - back / 10})
+                records[-1] |= {"loss": loss, "seconds": seconds / 2}
+            for name in sets:
+                heads = {f"{key.split('/')[1]}/top1": v[number - 1] for key, v in accuracies.items() if name in key}
+                records.append({"kind": "eval", **at, "set": name, **heads})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        final = {
+            name: {f"{key.split('/')[1]}/top1": v[-1] for key, v in accuracies.items() if name in key} for name in sets
+        }
+        own = {
+            "steps": 10 * evaluations,
+            "epochs": tables["optim"]["epochs"],
+            "samples": 640 * evaluations,
+            "sets": final,
+            "images_per_s": 640 / seconds,
+            "data_wait": 0.05,
+            "memory_gb": 0.5,
+            "train_seconds": seconds * evaluations,
+            "bad_images": 0,
+            "world": 2,
+            "device": "cpu",
+            "versions": VERSIONS,
+        }
+        (folder / "summary.json").write_text(json.dumps(own | summary))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def comparison(make_run: MakeRun) -> Results:
+    """Four methods, three seeds, 24 evaluations, two sets, one method without averaged heads; a hostile name."""
+
+    def curve(top: float, seed: int, speed: float) -> list[float]:
+        return [
+            top * (1 - math.exp(-speed * n)) + 0.02 * math.sin(top * 40 * n + 5 * seed) * math.exp(-n / 40)
+            for n in range(1, 25)
+        ]
+
+    methods: dict[str, list[Path]] = {}
+    for name, top, speed, seconds, changes in (
+        ("ce", 0.70, 0.30, 20.0, {}),
+        ("lipschitz", 0.79, 0.20, 70.0, {"method.penalty": "har", "method.penalty_weight": 0.001}),
+        ("alasca", 0.82, 0.25, 24.0, {"method.aux": "alasca"}),
+        ("<script>alert(1)</script>", 0.76, 0.24, 12.0, {"data.micro_batch": 64, "method.base": 'g"c&e'}),
+    ):
+        methods[name] = []
+        for seed in (0, 1, 2):
+            accuracies = {"val/main": curve(top - 0.01, seed, speed), "test/main": curve(top, seed + 3, speed)}
+            if name not in ("ce", "<script>alert(1)</script>"):
+                accuracies |= {f"{s}/averaged": curve(top + 0.02, seed + 6, speed) for s in ("val", "test")}
+            run = make_run(name, seed, accuracies=accuracies, seconds=seconds * (1 + seed / 50), config=changes)
+            methods[name].append(run)
+    return results.collect(
+        "label noise on digits", methods, baseline="ce", reference="lipschitz", target=0.75, select_by="val"
+    )
