@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ _TRAIN_EXAMPLE = """example:
 """
 _EVAL_EXAMPLE = """example:
   alasca eval runs/demo/alasca-seed0 --data data/digits/test
+"""
+_PROBE_EXAMPLE = """example:
+  alasca probe runs/demo/alasca-seed0 --train data/digits/train --test data/digits/test
 """
 _COMPARE_EXAMPLE = """example:
   alasca compare configs/compare/demo.toml
@@ -71,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     shard_commands.register(commands)
     _add_train(commands)
     _add_eval(commands)
+    _add_probe(commands)
     _add_compare(commands)
     return parser
 
@@ -123,6 +128,9 @@ def _add_eval(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     )
     parser.add_argument("folder", metavar="RUN", help="folder of the run")
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset with the classes of the run")
+    parser.add_argument(
+        "--class-errors", metavar="FILE", help="also write the error of each class, for method.har.class_errors"
+    )
     parser.set_defaults(run=_eval)
 
 
@@ -137,11 +145,53 @@ def _eval(args: argparse.Namespace) -> int:
     manifest = open_set(args.data, run.classes, "--data")
     world = dist.start(run.config.dist.timeout)
     figures = run.evaluate(manifest, world)
+    errors = run.class_errors(manifest, world) if args.class_errors else {}
     dist.stop()
     if world.rank == 0:
+        if args.class_errors:
+            Path(args.class_errors).write_text(json.dumps(errors, indent=1) + "\n", encoding="utf-8")
         width = max(len(name) for name in figures)
         for name, value in figures.items():
             print(f"{name:<{width}}  {f'{value:.2%}' if '/top' in name else f'{value:g}'}")
+    return 0
+
+
+def _add_probe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "probe",
+        help="accuracy of linear classifiers on the frozen features of a run's stages, learnt from clean labels",
+        epilog=_PROBE_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="RUN", help="folder of the run")
+    parser.add_argument("--train", required=True, metavar="DIR", help="dataset whose clean labels are learnt")
+    parser.add_argument("--test", required=True, metavar="DIR", help="clean dataset on which accuracy is measured")
+    parser.add_argument(
+        "--limit", type=int, default=20_000, metavar="N", help="images of each set at most (%(default)s)"
+    )
+    parser.add_argument(
+        "--labels-are-clean",
+        action="store_true",
+        help="take the given labels of --train for clean where no clean ones are known",
+    )
+    parser.set_defaults(run=_probe)
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from pipeline.train.probe import probe_run
+
+    found = probe_run(Path(args.folder), args.train, args.test, limit=args.limit, trust=args.labels_are_clean)
+    for name in ("train", "test"):
+        part = found[name]
+        print(f"{name:<5}  {part['data']}: {part['images']:,} of {part['of']:,} images, {part['bad']:,} undecodable")
+    print(f"{'stage':<7}  {'features':>8}  {'train':>7}  {'test':>7}")
+    for stage in found["stages"]:
+        note = "" if stage["converged"] else "  (stopped before it converged)"
+        figures = f"{stage['features']:>8}  {stage['train_top1']:>7.2%}  {stage['top1']:>7.2%}"
+        print(f"{stage['stage']:<7}  {figures}{note}")
     return 0
 
 

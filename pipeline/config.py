@@ -80,15 +80,46 @@ class SymmetricCrossEntropy(Section):
     beta: NonNegative = 0.4
 
 
+class HiddenGradients(Section):
+    """HAR (Cao et al. 2021); `class_errors` is a file of `alasca eval --class-errors`, for its weights by class."""
+
+    class_errors: str | None = None
+
+
+class InputJacobian(Section):
+    """Hoffman, Roberts and Yaida 2019."""
+
+    n_proj: Count = 1
+
+
+# Published defaults: HAR's 0.1 on gradients of a mean over 128 samples, ours on those of a sum; the Jacobian's 0.01.
+_PENALTY_WEIGHTS = {"none": 0.0, "har": 0.1 / 128, "jacobian": 0.01}
+
+
 class Method(Section):
-    """Base loss on the main head, regulariser on the auxiliary heads."""
+    """Base loss on the main head, regulariser on the auxiliary heads, Lipschitz penalty on the network."""
 
     base: Literal["ce", "ls", "gce", "sce"] = "ce"
     aux: Literal["none", "alasca"] = "alasca"
+    penalty: Literal["none", "har", "jacobian"] = "none"
+    penalty_weight: NonNegative | None = None  # of the penalty's paper, unless given
     alasca: Alasca = Alasca()
     ls: LabelSmoothing = LabelSmoothing()
     gce: GeneralizedCrossEntropy = GeneralizedCrossEntropy()
     sce: SymmetricCrossEntropy = SymmetricCrossEntropy()
+    har: HiddenGradients = HiddenGradients()
+    jacobian: InputJacobian = InputJacobian()
+
+    @model_validator(mode="after")
+    def _weight_needs_a_penalty(self) -> Self:
+        if self.penalty == "none" and self.penalty_weight is not None:
+            raise ValueError("penalty_weight needs penalty = 'har' or 'jacobian'")
+        return self
+
+    @property
+    def weight_of_penalty(self) -> float:
+        """Factor on the penalty's mean over the micro-batch."""
+        return _PENALTY_WEIGHTS[self.penalty] if self.penalty_weight is None else self.penalty_weight
 
     @property
     def base_options(self) -> dict[str, float]:
@@ -166,12 +197,14 @@ class Checkpoint(Section):
 
 
 class Track(Section):
-    """`every` steps a line of figures; wandb is a view that may fail."""
+    """`every` steps a line of figures, every `norms` steps the Jacobian's norms; wandb is a view that may fail."""
 
     every: Count = 20
+    norms: Annotated[int, Field(ge=0)] = 100  # 0 = never; at 100 the cost stays under 1 %
     wandb: Literal["offline", "online", "disabled"] = "offline"
     project: str = "alasca"
     group: str | None = None
+    reference: str | None = None  # folder of a run, to whose figures ours are set in relation
 
 
 class Dist(Section):
@@ -227,6 +260,10 @@ class Config(Section):
 
     def to_toml(self) -> str:
         """The resolved configuration, as a file that `configfile.load` accepts; unset keys are left out."""
-        tables = self.model_dump(exclude_none=True)
+        return tomli_w.dumps(self.to_tables())
+
+    def to_tables(self) -> dict[str, Any]:
+        """The same as nested tables."""
+        tables = self.model_dump(mode="json", exclude_none=True)
         tables["eval"] |= tables["eval"].pop("sets")
-        return tomli_w.dumps(tables)
+        return tables

@@ -60,7 +60,7 @@ class Losses:
 
     `total` (0-dim, float32) is to be backpropagated: all weighted parts, summed over the valid samples and divided by
     the NOMINAL size B. `parts` are detached 0-dim SUMS over the valid samples, before any weight: "loss/base"; with
-    ALASCA also "loss/aux" (summed over the heads) and "confidence", with a penalty also "penalty". Divided by the
+    ALASCA also "loss/aux" (summed over the heads) and "confidence", with a penalty also "loss/penalty". Divided by the
     number of valid samples they are the means to log.
     """
 
@@ -141,7 +141,7 @@ class Objective:
         if self.penalty is not None:
             penalty = _sum(self.penalty(main, target, positions, valid, epoch), valid).float()
             total = total + self.penalty_weight * penalty
-            parts["penalty"] = penalty.detach()
+            parts["loss/penalty"] = penalty.detach()
         return Losses(total / main.shape[0], parts)
 
     def _confidence(

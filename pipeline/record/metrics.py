@@ -2,12 +2,17 @@
 
 import resource
 import time
+from typing import Any
 
 import torch
 import torch.distributed
 
-TIME_FIELDS = frozenset({"time", "seconds", "images_per_s", "data_wait", "memory_gb"})
-"""Fields of metrics.jsonl that two runs of the same configuration need not share."""
+_TIME_FIELDS = frozenset({"time", "seconds", "train_seconds", "images_per_s", "data_wait", "memory_gb"})
+
+
+def timeless(record: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a record what a clock says: the rest is the same for two runs of one configuration."""
+    return {k: v for k, v in record.items() if k not in _TIME_FIELDS and not k.startswith("vs_reference/")}
 
 
 class Window:

@@ -7,6 +7,11 @@ from typing import Any
 from pipeline.record.track import read_metrics
 
 
+def train_seconds(folder: Path) -> float:
+    """Seconds of training so far, without evaluation and saving."""
+    return float(sum(r["seconds"] for r in read_metrics(folder) if r["kind"] == "train"))
+
+
 def summarise(folder: Path, total_steps: int) -> dict[str, Any]:
     """Figures of a finished run, from its metrics.jsonl.
 
@@ -21,6 +26,6 @@ def summarise(folder: Path, total_steps: int) -> dict[str, Any]:
         "images_per_s": median(r["images_per_s"] for r in training),
         "data_wait": median(r["data_wait"] for r in training),
         "memory_gb": max(r["memory_gb"] for r in training),
-        "train_seconds": sum(r["seconds"] for r in training),
+        "train_seconds": train_seconds(folder),
         "bad_images": sum(r["kind"] == "bad" for r in records),
     }

@@ -11,12 +11,11 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.config import Config
+from pipeline.record.view import View
 from shards.errors import InputError
 
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
-
-_WANDB_PATIENCE_S = 20.0
 
 
 class Tracker:
@@ -27,12 +26,21 @@ class Tracker:
         leader: whether this process writes.
         total_steps: length of the run.
         start_step: first step to come; lines after it, of an earlier attempt, are cut off.
+        identity: what makes attempts the same run, the manifest's fingerprint among it; wandb notes it.
 
     Raises:
         InputError: the run's folder cannot be made.
     """
 
-    def __init__(self, config: Config, *, leader: bool, total_steps: int, start_step: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        leader: bool,
+        total_steps: int,
+        start_step: int,
+        identity: dict[str, Any] | None = None,
+    ) -> None:
         self._leader, self._folder = leader, config.folder
         if not leader:
             return
@@ -52,7 +60,7 @@ class Tracker:
         )
         self._total_steps = total_steps
         self._name = config.run.name
-        self._wandb = _View(config, self._folder)
+        self._wandb = View(config, identity, resumed=start_step > 0)
 
     def progress(self, step: int) -> None:
         """Move the live line to a finished step."""
@@ -127,60 +135,18 @@ def _line(kind: str, record: dict[str, Any]) -> str:
     """The figures a person watches."""
     if kind == "train":
         named = "  ".join(f"{k} {v:.3f}" for k, v in record.items() if k == "loss" or k.startswith("loss/"))
-        return (
+        text = (
             f"epoch {record['epoch']:.2f}  lr {record['lr']:.4f}  {named}  {record['images_per_s']:.0f} images/s"
             f"  waiting {record['data_wait']:.0%}  {record['memory_gb']:.1f} GB"
         )
+        ratio = record.get("vs_reference/images_per_s")
+        return text if ratio is None else f"{text}  ({ratio:.2f} x the reference's images/s)"
     if kind == "eval":
         averaged = f"  averaged {record['averaged/top1']:.2%}" if "averaged/top1" in record else ""
-        return f"epoch {record['epoch']:.0f}  {record['set']}: main {record['main/top1']:.2%}{averaged}"
-    return f"{kind}: " + "  ".join(f"{k} {v}" for k, v in record.items() if k not in ("kind", "step", "time"))
-
-
-class _View:
-    """wandb, kept at arm's length: any failure is one warning, after which it is left alone."""
-
-    def __init__(self, config: Config, folder: Path) -> None:
-        self._run: Any = None
-        if config.track.wandb == "disabled":
-            return
-        with self._guard():
-            import wandb
-
-            self._run = wandb.init(
-                dir=str(folder),
-                mode=config.track.wandb,
-                project=config.track.project,
-                group=config.track.group,
-                name=config.run.name,
-                config=config.model_dump(),
-                settings=wandb.Settings(init_timeout=_WANDB_PATIENCE_S, silent=True, console="off"),
-            )
-            # wandb drops steps that go back; ours may, after a resume.
-            self._run.define_metric("*", step_metric="step")
-
-    def log(self, record: dict[str, Any]) -> None:
-        if self._run is None:
-            return
-        prefix = record["kind"] + (f"/{record['set']}" if "set" in record else "")
-        figures = {f"{prefix}/{k}": v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
-        with self._guard():
-            self._run.log({**figures, "step": record["step"]})
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        if self._run is None:
-            return
-        with self._guard():
-            self._run.summary.update(summary)
-            self._run.finish()
-
-    @contextlib.contextmanager
-    def _guard(self) -> Any:
-        try:
-            yield
-        except Exception as error:
-            self._run = None
-            with contextlib.suppress(Exception):
-                sys.modules["wandb"].teardown()  # else it fails once more, with a traceback, when Python exits
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"warning: wandb is out ({reason}); the run goes on, {METRICS} has everything", file=sys.stderr)
+        text = f"epoch {record['epoch']:.0f}  {record['set']}: main {record['main/top1']:.2%}{averaged}"
+        points = record.get("vs_reference/main/top1")
+        return text if points is None else f"{text}  (main {100 * points:+.2f} points to the reference)"
+    shown = {
+        k: f"{v:.4g}" if isinstance(v, float) else v for k, v in record.items() if k not in ("kind", "step", "time")
+    }
+    return f"{kind}: " + "  ".join(f"{k} {v}" for k, v in shown.items())

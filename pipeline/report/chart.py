@@ -1,7 +1,7 @@
 """Line charts as inline SVG: readable at 370 and at 600 pixels, coloured by the page's style sheet, no script."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 WIDTH, HEIGHT = 520, 330
@@ -33,16 +33,23 @@ class Curve:
     seeds: list[Points]
 
 
-def chart(title: str, x_label: str, y_label: str, curves: list[Curve], low: float | None = None) -> str:
-    """An SVG element; linear axes that span the data, or begin at about `low` and cut off what is below."""
+def chart(
+    title: str, x_label: str, y_label: str, curves: list[Curve], low: float | None = None, *, log: bool = False
+) -> str:
+    """An SVG element; axes that span the data, or begin at about `low` and cut off what is below.
+
+    With `log`, y is logarithmic; a point that is not above 0 breaks the line there.
+    """
+    if log:
+        curves = [replace(c, mean=_positive(c.mean), seeds=[_positive(line) for line in c.seeds]) for c in curves]
     points = [p for curve in curves for line in (curve.mean, *curve.seeds) for p in line]
     values = [y for _, y in points if y is not None]
     x_ticks = ticks(0.0, max((x for x, _ in points), default=1.0))
-    y_ticks = ticks(min(values, default=0.0) if low is None else low, max(values, default=1.0))
+    y_ticks = (log_ticks if log else ticks)(min(values, default=0.1) if low is None else low, max(values, default=1.0))
     names = ", ".join(curve.name for curve in curves)
     label = escape(f"{title}: {y_label} over {x_label}, for {names}")
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}"><title>{label}</title>']
-    parts += _axes(x_ticks, y_ticks, x_label, y_label)
+    parts += _axes(x_ticks, y_ticks, x_label, y_label, log=log)
     # An inner SVG cuts off what leaves it; room for marks at the top and the sides.
     box = (_LEFT - 6, _TOP - 6, WIDTH - _LEFT - _RIGHT + 12, HEIGHT - _TOP - _BOTTOM + (12 if low is None else 6))
     left, top, width, height = box
@@ -52,7 +59,7 @@ def chart(title: str, x_label: str, y_label: str, curves: list[Curve], low: floa
 
     def place(point: tuple[float, float]) -> tuple[float, float]:
         x = _LEFT + _share(point[0], x_ticks) * (WIDTH - _LEFT - _RIGHT)
-        return x, HEIGHT - _BOTTOM - _share(point[1], y_ticks) * (HEIGHT - _TOP - _BOTTOM)
+        return x, HEIGHT - _BOTTOM - _share(point[1], y_ticks, log=log) * (HEIGHT - _TOP - _BOTTOM)
 
     for curve in curves:
         pieces = [[place(p) for p in piece] for piece in _pieces(curve.mean)]
@@ -93,11 +100,24 @@ def ticks(low: float, high: float) -> list[float]:
     return [step * i for i in range(first, last + 1)]
 
 
-def _axes(x_ticks: list[float], y_ticks: list[float], x_label: str, y_label: str) -> list[str]:
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers above 0 that enclose low and high: the fewer within a factor of ten, the more tens there are."""
+    tens = math.log10(high / low)
+    steps = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if tens <= 1 else (1.0, 2.0, 5.0) if tens <= 2 else (1.0,)
+    stride = math.ceil((tens + 1) / 7)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high)) + stride
+    every = [step * 10.0**power for power in range(first, last + 1, stride) for step in steps]
+    below = max(i for i, value in enumerate(every) if value <= low * (1 + 1e-9))
+    above = min(i for i, value in enumerate(every) if value >= high * (1 - 1e-9))
+    return every[below : max(above, below + 1) + 1]
+
+
+def _axes(x_ticks: list[float], y_ticks: list[float], x_label: str, y_label: str, *, log: bool) -> list[str]:
     right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
     parts = [f'<text x="6" y="15">{escape(y_label)}</text>']
-    for value, text in zip(y_ticks, _texts(y_ticks), strict=True):
-        y = bottom - _share(value, y_ticks) * (bottom - _TOP)
+    y_texts = [f"{value:g}" for value in y_ticks] if log else _texts(y_ticks)
+    for value, text in zip(y_ticks, y_texts, strict=True):
+        y = bottom - _share(value, y_ticks, log=log) * (bottom - _TOP)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 5:.1f}" text-anchor="end">{text}</text>')
     for value, text in zip(x_ticks, _texts(x_ticks), strict=True):
@@ -118,8 +138,14 @@ def _texts(values: list[float]) -> list[str]:
     return [f"{value:.{digits}f}" for value in values]
 
 
-def _share(value: float, scale: list[float]) -> float:
+def _share(value: float, scale: list[float], *, log: bool = False) -> float:
+    if log:
+        return math.log(value / scale[0]) / math.log(scale[-1] / scale[0])
     return (value - scale[0]) / (scale[-1] - scale[0])
+
+
+def _positive(line: Points) -> Points:
+    return [(x, y if y is not None and y > 0 else None) for x, y in line]
 
 
 def _pieces(line: Points) -> list[list[tuple[float, float]]]:

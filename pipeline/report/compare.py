@@ -1,37 +1,69 @@
-"""Several methods on the same batches: train what is missing, reuse what is finished, print one table."""
+"""Several methods on the same batches: train what is missing, reuse what is finished, write table and page."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from statistics import mean, stdev
-from typing import Annotated, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline import configfile
-from pipeline.config import Config, Count, Section
+from pipeline.config import Config, Count, Fraction, Section
 from pipeline.record.track import SUMMARY
+from pipeline.report import page, results
 from pipeline.train.identity import identity, refuse_difference
 from shards.errors import InputError
 from shards.manifest import Manifest
 
 
 class Comparison(Section):
-    """The file: a base configuration, where runs go, processes a run, and per method what it changes."""
+    """The file: a base configuration, where runs go, processes a run, and per method what it changes.
+
+    `baseline` (the first method) is what accuracies are compared to, `reference` the costly run to which speed and time
+    are set in relation. `equal_time` adds, for every method but the reference, a run whose whole schedule is stretched
+    to the reference's training seconds. `target` is an accuracy (0 to 1) whose time is reported; `select_by` a clean
+    validation set that chooses the step reported beside the last.
+    """
 
     config: str
     dir: str
+    title: str | None = None
     ranks: Count = 1
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    baseline: str | None = None
+    reference: str | None = None
+    equal_time: bool = False
+    target: Fraction | None = None
+    select_by: str | None = None
     methods: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _named_methods_exist(self) -> Self:
+        for role, name in (("baseline", self.baseline), ("reference", self.reference)):
+            if name is not None and name not in self.methods:
+                raise ValueError(f"{role} '{name}' is none of the methods: {', '.join(self.methods)}")
+        if self.equal_time and self.reference is None:
+            raise ValueError("equal_time needs a reference, whose time the others get")
+        return self
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of the comparison."""
+
+    method: str
+    seed: int
+    config: Config
 
 
 def compare(path: str) -> int:
-    """Train every method with every seed, then print the table.
+    """Train every method with every seed; then print the table and write comparison.json, .csv and report.html.
 
-    Runs of one seed share data order, augmentation and the backbone's initial weights. A run that was cut off goes on.
+    Runs of one seed share data order, augmentation and the backbone's initial weights. The reference is trained first,
+    so that the others can follow it as they go (`vs_reference/...`). A run that was cut off goes on.
 
     Returns:
         0, or 1 if a run failed; the others are still trained.
@@ -40,46 +72,57 @@ def compare(path: str) -> int:
         InputError: a bad file, or a finished run of another configuration in the way.
     """
     comparison = _load(path)
-    planned = list(_runs(comparison, path))
-    missing = [run for _, run in planned if not _finished(run)]
-    failed = []
-    for run in missing:
-        print(f"\n== {run.run.name}: training in {run.folder} with {comparison.ranks} processes", flush=True)
-        if _launch(comparison, run) != 0:
-            failed.append(run.run.name)
-    for run in (run for _, run in planned if run not in missing):
-        print(f"== {run.run.name}: finished before, reused from {run.folder}", flush=True)
-    print("\n" + table([(method, _summary(run)) for method, run in planned if run.run.name not in failed]))
+    planned = [_plan(comparison, path, method, seed) for method in _order(comparison) for seed in comparison.seeds]
+    finished = {run.config.run.name for run in planned if _finished(run.config)}
+    failed = {run.config.run.name for run in planned if not _train(comparison, run, finished)}
+    if comparison.equal_time:
+        for run in [run for run in planned if run.method != comparison.reference]:
+            stretched = _stretched(comparison, path, run) if not failed else None
+            if stretched is not None:
+                finished |= {stretched.config.run.name} if _finished(stretched.config) else set()
+                planned.append(stretched)
+                failed |= set() if _train(comparison, stretched, finished) else {stretched.config.run.name}
+    whole = [run for run in planned if run.config.run.name not in failed]
+    _report(comparison, path, whole)
     if failed:
-        print(f"alasca: failed: {', '.join(failed)}; the same command goes on with them", file=sys.stderr)
+        print(f"alasca: failed: {', '.join(sorted(failed))}; the same command goes on with them", file=sys.stderr)
     return 1 if failed else 0
 
 
-def table(results: list[tuple[str, dict[str, Any]]]) -> str:
-    """Aligned Markdown: a row a method, mean +/- standard deviation over its seeds.
+def _report(comparison: Comparison, path: str, runs: list[Planned]) -> None:
+    """Table on the console; everything in files. Methods of which no run finished are left out."""
+    order = [*comparison.methods, *(run.method for run in runs)]
+    folders = {name: [run.config.folder for run in runs if run.method == name] for name in dict.fromkeys(order)}
+    folders = {name: found for name, found in folders.items() if found}
+    if not folders:
+        return
+    baseline = comparison.baseline or next(iter(comparison.methods))
+    found = results.collect(
+        comparison.title or Path(path).stem,
+        folders,
+        baseline=baseline if baseline in folders else next(iter(folders)),
+        reference=comparison.reference if comparison.reference in folders else None,
+        target=comparison.target,
+        select_by=comparison.select_by,
+    )
+    print("\n" + _markdown(results.rows(found)))
+    folder = Path(comparison.dir)
+    for name, text in (
+        ("comparison.json", results.to_json(found)),
+        ("comparison.csv", results.to_csv(found)),
+        ("report.html", page.render(found)),
+    ):
+        temporary = folder / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / name)
+    print(f"\n{folder / 'report.html'} shows it all; comparison.json and comparison.csv beside it hold the figures")
 
-    Accuracies are of the last epoch, in percent: of the main head, and of the average of main and last auxiliary
-    head where there is one. images/s is the median over the run's windows, memory the peak of the largest process.
-    """
-    sets = list(dict.fromkeys(name for _, summary in results for name in summary["sets"]))
-    header = ["method", *(f"{name}: {head} %" for name in sets for head in ("main", "averaged"))]
-    header += ["images/s", "peak memory GB", "training s", "seeds"]
-    rows = [header]
-    for method in dict.fromkeys(method for method, _ in results):
-        mine = [summary for name, summary in results if name == method]
-        cells = [
-            _spread([100 * s["sets"][name][f"{head}/top1"] for s in mine if f"{head}/top1" in s["sets"][name]], 2)
-            for name in sets
-            for head in ("main", "averaged")
-        ]
-        figures = [_spread([s[key] for s in mine], d) for key, d in (("images_per_s", 0), ("memory_gb", 2))]
-        rows.append([method, *cells, *figures, _spread([s["train_seconds"] for s in mine], 0), str(len(mine))])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+
+def _markdown(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
 def _load(path: str) -> Comparison:
@@ -89,45 +132,73 @@ def _load(path: str) -> Comparison:
         raise InputError(f"{path}: {configfile.explain(error, Comparison)}") from None
 
 
-def _runs(comparison: Comparison, path: str) -> Iterator[tuple[str, Config]]:
-    for method, changes in comparison.methods.items():
-        for seed in comparison.seeds:
-            tables = configfile.read_toml(comparison.config)
-            configfile.merge(tables, changes)
-            own = {"name": f"{method}-seed{seed}", "dir": comparison.dir, "seed": seed, "resume": "auto"}
-            configfile.merge(tables, {"run": own})
-            where = f"{path}, method '{method}' over {comparison.config}"
-            yield method, configfile.parse(tables, name=method, where=where)
+def _order(comparison: Comparison) -> list[str]:
+    """The reference first."""
+    return sorted(comparison.methods, key=lambda method: method != comparison.reference)
+
+
+def _plan(comparison: Comparison, path: str, method: str, seed: int) -> Planned:
+    tables = configfile.read_toml(comparison.config)
+    configfile.merge(tables, comparison.methods[method])
+    track = {"group": comparison.title or Path(path).stem}
+    if comparison.reference not in (None, method):
+        track["reference"] = str(Path(comparison.dir) / f"{comparison.reference}-seed{seed}")
+    own = {"name": f"{method}-seed{seed}", "dir": comparison.dir, "seed": seed, "resume": "auto"}
+    configfile.merge(tables, {"run": own, "track": track})
+    where = f"{path}, method '{method}' over {comparison.config}"
+    return Planned(method, seed, configfile.parse(tables, name=method, where=where))
+
+
+def _stretched(comparison: Comparison, path: str, run: Planned) -> Planned | None:
+    """The same run with its whole schedule made as long as the reference took; None if that adds no epoch."""
+    reference = run.config.folder.with_name(f"{comparison.reference}-seed{run.seed}")
+    factor = _summary(reference)["train_seconds"] / _summary(run.config.folder)["train_seconds"]
+    optim = run.config.optim
+    epochs = round(optim.epochs * factor)
+    if epochs <= optim.epochs:
+        return None
+    factor = epochs / optim.epochs
+    tables = run.config.to_tables()
+    longer: dict[str, Any] = {
+        "epochs": epochs,
+        "warmup_epochs": optim.warmup_epochs * factor,
+        "milestones": [milestone * factor for milestone in optim.milestones],
+    }
+    configfile.merge(tables, {"optim": longer, "run": {"name": f"{run.method}-equal-time-seed{run.seed}"}})
+    if run.config.method.alasca.warmup_epochs is not None:
+        tables["method"]["alasca"]["warmup_epochs"] = run.config.method.alasca.warmup_epochs * factor
+    return Planned(f"{run.method}, equal time", run.seed, configfile.parse(tables, name=run.method, where=path))
 
 
 def _finished(run: Config) -> bool:
     summary = run.folder / SUMMARY
     if not summary.exists():
         return False
-    then = json.loads(summary.read_text(encoding="utf-8"))["identity"]
-    refuse_difference(then, identity(run, Manifest.load(run.data.train)), str(run.folder))
+    refuse_difference(_summary(run.folder)["identity"], identity(run, Manifest.load(run.data.train)), str(run.folder))
     return True
 
 
-def _summary(run: Config) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads((run.folder / SUMMARY).read_text(encoding="utf-8"))
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / SUMMARY
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): remove it, and the run is finished again") from None
     return summary
 
 
-def _launch(comparison: Comparison, run: Config) -> int:
-    """Exit status of one run under torchrun."""
+def _train(comparison: Comparison, run: Planned, finished: set[str]) -> bool:
+    """Whether the run is finished now."""
+    if run.config.run.name in finished:
+        print(f"== {run.config.run.name}: finished before, reused from {run.config.folder}", flush=True)
+        return True
+    print(f"\n== {run.config.run.name}: training in {run.config.folder} with {comparison.ranks} processes", flush=True)
     # Beside the run's folder, not in it: what is in there belongs to the run, which may refuse this configuration.
-    file = run.folder.with_name(f"{run.run.name}.toml")
+    file = run.config.folder.with_name(f"{run.config.run.name}.toml")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(run.to_toml(), encoding="utf-8")
+    file.write_text(run.config.to_toml(), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(comparison.ranks), "--module", "pipeline", "train", str(file)]
     threads = max(1, len(os.sched_getaffinity(0)) // comparison.ranks)
-    return subprocess.run(command, env={"OMP_NUM_THREADS": str(threads), **os.environ}, check=False).returncode
-
-
-def _spread(values: list[float], digits: int) -> str:
-    if not values:
-        return ""
-    spread = f" +/- {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    return subprocess.run(command, env=environment, check=False).returncode == 0

@@ -44,6 +44,34 @@ def loss_figures(results: Results) -> str:
     return _figures("training", "loss", results, lines)
 
 
+def norm_figures(results: Results) -> str:
+    """Norms of Jacobians over epochs, input first; methods whose runs have none are not in it, "" if no run has any."""
+    runs = [run for method in results.methods for run in method.runs]
+    names = sorted({name for run in runs for norms in run.norms for name in norms.values}, key=_depth)
+    figures: list[str] = []
+    shown: dict[str, _Lines] = {}
+    for name in names:
+        lines = {m.name: [own for run in m.runs if (own := _norms(run, name))] for m in results.methods}
+        present = {method: own for method, own in lines.items() if own}
+        shown |= present
+        values = [d.value for own in present.values() for line in own for d in line if d.value is not None and d.value]
+        # On a linear axis one method that is ten times steeper would press the others to the bottom.
+        log = bool(values) and max(values) > 5 * min(values)
+        curves = _curves(results, present, "epoch", 1)
+        caption = "to the input" if name == "input" else f"to the output of stage {name.removeprefix('hidden/stage')}"
+        drawn = chart(f"Jacobian {caption}", "epoch", f"norm{' (log scale)' if log else ''}", curves, log=log)
+        figures.append(f"<figure><figcaption>{escape(caption[0].upper() + caption[1:])}</figcaption>{drawn}</figure>")
+    return _legend(results, shown, None) + f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _norms(run: Run, name: str) -> list[_Dot]:
+    return [_Dot(n.step, n.epoch, 0.0, n.values[name]) for n in run.norms if name in n.values]
+
+
+def _depth(name: str) -> tuple[bool, str]:
+    return name != "input", name
+
+
 def _accuracies(run: Run, name: str, head: str) -> list[_Dot]:
     dots = [_Dot(e.step, e.epoch, e.seconds, getattr(e, head)) for e in run.evaluations if e.set == name]
     return [dot._replace(value=100 * dot.value) for dot in dots if dot.value is not None]
@@ -52,24 +80,33 @@ def _accuracies(run: Run, name: str, head: str) -> list[_Dot]:
 def _figures(title: str, y_label: str, results: Results, series: dict[str, _Lines], low: float | None = None) -> str:
     longest = max((dot.seconds for lines in series.values() for line in lines for dot in line), default=0.0)
     unit, size = next((unit, size) for unit, size, below in _UNITS if longest < below)
-    numbers = {method.name: number for number, method in enumerate(results.methods)}
     figures = []
     for x_label, field, scale in (("epoch", "epoch", 1), (f"training time ({unit})", "seconds", size)):
-        curves = [
-            Curve(
-                name,
-                numbers[name],
-                _points(_mean(lines), field, scale),
-                [_points(line, field, scale) for line in lines if len(lines) > 1],
-            )
-            for name, lines in series.items()
-        ]
-        figures.append(f"<figure>{chart(title, x_label, y_label, curves, low)}</figure>")
+        drawn = chart(title, x_label, y_label, _curves(results, series, field, scale), low)
+        figures.append(f"<figure>{drawn}</figure>")
+    return f'{_legend(results, series, low)}<div class="charts">{"".join(figures)}</div>'
+
+
+def _curves(results: Results, series: dict[str, _Lines], field: str, scale: float) -> list[Curve]:
+    numbers = {method.name: number for number, method in enumerate(results.methods)}
+    return [
+        Curve(
+            name,
+            numbers[name],
+            _points(_mean(lines), field, scale),
+            [_points(line, field, scale) for line in lines if len(lines) > 1],
+        )
+        for name, lines in series.items()
+    ]
+
+
+def _legend(results: Results, series: dict[str, _Lines], low: float | None) -> str:
+    numbers = {method.name: number for number, method in enumerate(results.methods)}
     legend = "".join(f"<li>{swatch(numbers[name])}{escape(name)}</li>" for name in series)
     notes = ["thick: mean over seeds, thin: each seed"] if any(len(lines) > 1 for lines in series.values()) else []
     notes += [] if low is None else ["lower values, early in training, are cut off"]
     note = f'<p class="soft">{"; ".join(notes).capitalize()}.</p>' if notes else ""
-    return f'<ul class="legend">{legend}</ul>{note}<div class="charts">{"".join(figures)}</div>'
+    return f'<ul class="legend">{legend}</ul>{note}'
 
 
 def _low(series: dict[str, _Lines]) -> float | None:

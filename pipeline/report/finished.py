@@ -5,6 +5,7 @@ import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pipeline.record.track import SUMMARY, read_metrics
@@ -36,6 +37,16 @@ class Loss:
     epoch: float
     seconds: float
     loss: float | None
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Norms of Jacobians after `step`, estimated from `images` images: "input", "hidden/stage1", ..."""
+
+    step: int
+    epoch: float
+    images: float
+    values: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,7 @@ class Run:
     reached: dict[str, float | None]
     evaluations: list[Evaluation]
     losses: list[Loss]
+    norms: list[Norms]
     config: dict[str, str]
 
 
@@ -84,7 +96,8 @@ def read(folder: Path, *, target: float | None = None, select_by: str | None = N
     """
     summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     tables = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
-    evaluations, losses = _curves(read_metrics(folder))
+    records = read_metrics(folder)
+    evaluations, losses = _curves(records)
     sets = list(summary["sets"])
     if select_by is not None and not any(e.set == select_by for e in evaluations):
         raise InputError(f"{folder} has no evaluations on '{select_by}', which is to choose; it has {', '.join(sets)}")
@@ -112,6 +125,7 @@ def read(folder: Path, *, target: float | None = None, select_by: str | None = N
         reached={} if target is None else {key: _time_to(evaluations, key, target) for key in present},
         evaluations=evaluations,
         losses=_thinned(losses),
+        norms=_norms(records),
         config={key: str(value) for key, value in _flat("", tables).items() if key not in _OWN},
     )
 
@@ -142,6 +156,22 @@ def _thinned(losses: list[Loss]) -> list[Loss]:
         finite = [w.loss * (w.step - starts[w.step]) for w in group if w.loss is not None]
         mean = sum(finite) / steps if len(finite) == len(group) else None
         thin.append(Loss(group[-1].step, group[-1].epoch, group[-1].seconds, mean))
+    return thin
+
+
+def _norms(records: list[dict[str, Any]]) -> list[Norms]:
+    """Root mean squares over equal numbers of neighbouring estimates, as in `_thinned`."""
+    found = [r for r in records if r["kind"] == "norms"]
+    size = math.ceil(len(found) / _CURVE_POINTS) or 1
+    thin = []
+    for first in range(0, len(found), size):
+        group = found[first : first + size]
+        last, values = group[-1], {}
+        for name in last:
+            if name == "input" or name.startswith("hidden/"):
+                finite = [r[name] ** 2 for r in group if r[name] is not None]
+                values[name] = math.sqrt(fmean(finite)) if len(finite) == len(group) else None
+        thin.append(Norms(last["step"], last["epoch"], last["images"], values))
     return thin
 
 

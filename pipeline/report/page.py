@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from html import escape
 
-from pipeline.report.curves import accuracy_figures, loss_figures
+from pipeline.report.curves import accuracy_figures, loss_figures, norm_figures
 from pipeline.report.measures import Accuracy, Cost
 from pipeline.report.results import Method, Results, cost, digits, pm, rows
 from pipeline.report.statistics import Difference, Spread
@@ -31,6 +31,7 @@ def render(results: Results) -> str:
             "<p>Each method's own sum of losses: compare a curve with itself, not with its neighbours.</p>"
             + loss_figures(results),
         ),
+        _norms(results),
         _section("Configuration: what differs", _differences(results)),
         _section("Every run", _runs(results)),
     ]
@@ -184,6 +185,19 @@ def _reaches(results: Results) -> str:
     caption += "over the seeds that reached it"
     caption += f", {_TIMES} the mean of {results.reference} where all seeds did" if results.reference else ""
     return _table(caption, header, lines)
+
+
+def _norms(results: Results) -> str:
+    """Absent where no run measured them."""
+    figures = norm_figures(results)
+    images = max((n.images for method in results.methods for run in method.runs for n in run.norms), default=0)
+    text = (
+        "Norms of the Jacobians of the main head's logits, to the normalised pixels and each stage's output: smaller "
+        f"is smoother, around training images. Each is a root mean square over {images:g} images of a step, one random "
+        "direction an image: a noisy estimate of the Frobenius norm, and no upper bound of the Lipschitz constant. A "
+        "method that keeps its logits small has smaller norms for that alone."
+    )
+    return _section("Smoothness of the network", f"<p>{escape(text)}</p>{figures}") if figures else ""
 
 
 def _differences(results: Results) -> str:

@@ -1,13 +1,13 @@
 """Accuracy on named sets: every image once at any world size, main head and averaged heads apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import torch
 import torch.nn.functional as F
 
 from pipeline.config import Config
-from pipeline.data.loader import EvalBatches, Feed, eval_keys
+from pipeline.data.loader import Batch, EvalBatches, Feed, eval_keys
 from pipeline.method.alasca import averaged_prediction
 from pipeline.train import dist
 from pipeline.train.bad import BadImages
@@ -52,32 +52,57 @@ def evaluate(forward: Forward, manifest: Manifest, config: Config, world: World,
     Returns:
         Fields of an `eval` record: `images` (every one of them), `bad` (of these, undecodable), accuracies, `loss`.
     """
-    data = config.data
-    dataset = EvalBatches(manifest, crop=data.crop, augment=data.augment, max_pixels=data.max_pixels)
-    keys = eval_keys(manifest.num_samples, data.micro_batch * 2, world.rank, world.size)
     sums: dict[str, torch.Tensor] = {}
-    with closing(Feed(dataset, keys, data.workers, pin=world.device.type == "cuda")) as feed:
-        for host_batch in feed:
-            bad.add(host_batch.bad)
-            batch = host_batch.to(world.device)
-            main, aux = forward(batch.images)
-            logits = {"main": main.float()}
-            if aux:
-                logits["averaged"] = averaged_prediction(main.float(), [a.float() for a in aux])
-            loss = F.cross_entropy(logits["main"], batch.labels, reduction="none")
-            found = {
-                "images": torch.ones_like(batch.valid).sum(),
-                "valid": batch.valid.sum(),
-                "loss": torch.where(batch.valid, loss, 0.0).sum(),
-            }
-            for name, scores in logits.items():
-                ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == batch.labels[:, None]
-                found[f"{name}/top1"] = (ranked[:, 0] & batch.valid).sum()
-                found[f"{name}/top5"] = (ranked.any(dim=1) & batch.valid).sum()
-            sums = {name: sums.get(name, 0) + value.double() for name, value in found.items()}
+    for batch, main, aux in _answers(forward, manifest, config, world, bad):
+        logits = {"main": main}
+        if aux:
+            logits["averaged"] = averaged_prediction(main, aux)
+        loss = F.cross_entropy(main, batch.labels, reduction="none")
+        found = {
+            "images": torch.ones_like(batch.valid).sum(),
+            "valid": batch.valid.sum(),
+            "loss": torch.where(batch.valid, loss, 0.0).sum(),
+        }
+        for name, scores in logits.items():
+            ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == batch.labels[:, None]
+            found[f"{name}/top1"] = (ranked[:, 0] & batch.valid).sum()
+            found[f"{name}/top5"] = (ranked.any(dim=1) & batch.valid).sum()
+        sums = {name: sums.get(name, 0) + value.double() for name, value in found.items()}
     # A rank without any image has no names either, so names travel with the sums.
     shares = dist.gather({name: float(value) for name, value in sums.items()})
     names = dict.fromkeys(name for share in shares for name in share)
     total = {name: sum(share.get(name, 0.0) for share in shares) for name in names}
     images, valid = total.pop("images"), total.pop("valid")
     return {"images": images, "bad": images - valid, **{name: t / max(valid, 1.0) for name, t in total.items()}}
+
+
+@torch.inference_mode()
+def class_errors(
+    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages
+) -> dict[str, float]:
+    """Share of each class's decodable images (0 to 1) that the main head gets wrong; a class without images has 0.
+
+    Arguments as for `evaluate`.
+    """
+    counts = torch.zeros(2, manifest.num_classes, dtype=torch.float64)
+    for batch, main, _ in _answers(forward, manifest, config, world, bad):
+        wrong = main.argmax(dim=1) != batch.labels
+        for row, chosen in enumerate((batch.valid, batch.valid & wrong)):
+            counts[row] += torch.bincount(batch.labels[chosen].cpu(), minlength=manifest.num_classes)
+    images, errors = dist.sum_over_ranks(counts)
+    return dict(zip(manifest.classes, (errors / images.clamp(min=1)).tolist(), strict=True))
+
+
+def _answers(
+    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages
+) -> Iterator[tuple[Batch, torch.Tensor, list[torch.Tensor]]]:
+    """This rank's share of the images on its device, with float32 logits of the main head and of the others."""
+    data = config.data
+    dataset = EvalBatches(manifest, crop=data.crop, augment=data.augment, max_pixels=data.max_pixels)
+    keys = eval_keys(manifest.num_samples, data.micro_batch * 2, world.rank, world.size)
+    with closing(Feed(dataset, keys, data.workers, pin=world.device.type == "cuda")) as feed:
+        for host_batch in feed:
+            bad.add(host_batch.bad)
+            batch = host_batch.to(world.device)
+            main, aux = forward(batch.images)
+            yield batch, main.float(), [logits.float() for logits in aux]

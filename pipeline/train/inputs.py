@@ -1,6 +1,7 @@
 """What a run is made from, opened and checked before its processes meet."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -8,7 +9,9 @@ import torch
 from pipeline.config import Config
 from pipeline.data.plan import Plan
 from pipeline.model import backbone
+from pipeline.record.reference import Reference
 from pipeline.train.checkpoint import complete
+from pipeline.train.compose import read_class_errors
 from pipeline.train.evaluate import open_set
 from shards.manifest import Manifest
 
@@ -28,7 +31,8 @@ class Inputs:
 
         Raises:
             InputError: a dataset that is missing, damaged, too small or of other classes; lanes that the processes
-                cannot share; an unknown network or weights that do not fit.
+                cannot share; an unknown network or weights that do not fit; a reference run or class errors that are
+                not there.
         """
         manifest = Manifest.load(config.data.train)
         sets = {name: open_set(s.data, manifest.classes, f"eval.{name}.data") for name, s in config.eval.sets.items()}
@@ -40,6 +44,10 @@ class Inputs:
             shuffle_shards=config.data.shuffle_shards,
         )
         plan.lanes_of(0, world_size)
+        if config.track.reference is not None:
+            Reference(Path(config.track.reference))
+        if config.method.har.class_errors is not None:
+            read_class_errors(config.method.har.class_errors, manifest)
         torch.manual_seed(config.run.seed)
         model = config.model
         # A run that goes on takes its weights from the checkpoint; the file it began with may be gone.

@@ -8,19 +8,20 @@ import torch
 
 from pipeline.config import Config
 from pipeline.data.loader import Feed, TrainBatches, train_keys
-from pipeline.method.bank import SampleBank
-from pipeline.method.objective import Alasca, Objective
 from pipeline.record.metrics import Window
-from pipeline.record.summary import summarise
+from pipeline.record.reference import Reference
+from pipeline.record.summary import summarise, train_seconds
 from pipeline.record.track import Tracker
 from pipeline.train import dist
 from pipeline.train.bad import BadImages
 from pipeline.train.checkpoint import Checkpoints, read_index
+from pipeline.train.compose import compose
 from pipeline.train.dist import World
 from pipeline.train.engine import Engine
 from pipeline.train.evaluate import evaluate
 from pipeline.train.identity import identity, refuse_difference, versions
 from pipeline.train.inputs import Inputs
+from pipeline.train.norms import JacobianNorms
 from pipeline.train.schedule import Schedule
 
 
@@ -34,7 +35,11 @@ def train(config: Config) -> None:
     """
     inputs = Inputs.open(config, dist.world_size())
     world = dist.start(config.dist.timeout)
-    Training(config, inputs, world).run()
+    training = Training(config, inputs, world)
+    try:
+        training.run()
+    finally:
+        training.feed.close()
     dist.stop()
 
 
@@ -58,7 +63,8 @@ class Training:
         self.engine = Engine(
             inputs.module, config.optim, config.engine, world, config.data.micro_batch, len(self.lanes)
         )
-        self.objective = self._objective()
+        self.objective = compose(config, self.manifest, self.plan, world, self.engine.module)
+        self.norms = JacobianNorms(self.engine.module, config.run.seed, config.data.lanes, config.engine.channels_last)
         datasets = {"train": self.manifest, **{f"eval.{name}": manifest for name, manifest in self.sets.items()}}
         self.bad = {name: BadImages(manifest, config.data.max_bad_fraction) for name, manifest in datasets.items()}
         if checkpoint is not None:
@@ -66,8 +72,14 @@ class Training:
             if world.rank == 0:
                 self.checkpoints.rewind(self.start)
         self.tracker = Tracker(
-            config, leader=world.rank == 0, total_steps=self.schedule.total_steps, start_step=self.start
+            config,
+            leader=world.rank == 0,
+            total_steps=self.schedule.total_steps,
+            start_step=self.start,
+            identity=self.identity,
         )
+        self.train_seconds = train_seconds(config.folder)  # of earlier attempts
+        self.reference = Reference(Path(config.track.reference)) if config.track.reference else None
 
     def run(self) -> None:
         """Every step that is left: micro-batches, update, record, evaluation, checkpoint."""
@@ -77,14 +89,17 @@ class Training:
         self.engine.train()
         window = Window()
         for step in range(self.start, last):
+            looks = config.track.norms > 0 and (step + 1) % config.track.norms == 0
             for _ in self.lanes:
-                self._micro_batch(step // per_epoch, window)
+                self._micro_batch(step // per_epoch, window, looks)
             self.engine.step(self.schedule.lr(step))
 
             done = step + 1
             ends_epoch, saves = done % per_epoch == 0, done % save_every == 0 or done == last
             evaluates = done == last or (ends_epoch and done // per_epoch % config.eval.every == 0)
             self.tracker.progress(done)
+            if looks:
+                self.tracker.log("norms", done, {**self._place(done), **self.norms.record(step // per_epoch)})
             # A window never spans a checkpoint, so that a resumed run writes the same lines.
             if done % config.track.every == 0 or evaluates or saves:
                 self._record(step, window)
@@ -98,8 +113,8 @@ class Training:
         elif self.world.rank == 0:
             self.tracker.finish(self._summary())
 
-    def _micro_batch(self, epoch: int, window: Window) -> None:
-        """Forward and backward of one lane's share of the step."""
+    def _micro_batch(self, epoch: int, window: Window, looks: bool) -> None:
+        """Forward and backward of one lane's share of the step; `looks` keeps a few images for the norms."""
         asked = time.perf_counter()
         host_batch = next(self.feed)
         window.waited(time.perf_counter() - asked)
@@ -107,6 +122,8 @@ class Training:
         main, aux = self.engine.forward(batch.images)
         losses = self.objective(main, aux, batch.labels, batch.positions, batch.valid, epoch)
         self.engine.backward(losses.total)
+        if looks:
+            self.norms.take(batch.images, batch.positions, batch.valid)
         right = (main.argmax(dim=1) == batch.labels) & batch.valid
         window.add(
             len(batch.labels),
@@ -122,18 +139,15 @@ class Training:
     def _record(self, step: int, window: Window) -> None:
         """One line of figures, and the images newly found bad."""
         done = step + 1
-        figures = window.close()
-        self.tracker.log(
-            "train",
-            done,
-            {
-                "epoch": done / self.plan.steps_per_epoch,
-                "samples": done * self.plan.global_batch,
-                "lr": self.engine.lr,
-                **figures,
-            },
-        )
+        figures = {**self._place(done), "lr": self.engine.lr, **window.close()}
+        self.train_seconds += figures["seconds"]
+        related = self.reference.training({"step": done, **figures}) if self.reference else {}
+        self.tracker.log("train", done, figures | related)
         self._record_bad("train", done)
+
+    def _place(self, done: int) -> dict[str, Any]:
+        """Where in the run a record stands."""
+        return {"epoch": done / self.plan.steps_per_epoch, "samples": done * self.plan.global_batch}
 
     def _record_bad(self, name: str, done: int) -> None:
         """Name the images newly found bad; too many of them end the run."""
@@ -146,9 +160,10 @@ class Training:
             began = time.perf_counter()
             figures = evaluate(self.engine.forward, manifest, self.config, self.world, self.bad[f"eval.{name}"])
             self._record_bad(f"eval.{name}", done)
-            seconds = time.perf_counter() - began
-            epoch = done / self.plan.steps_per_epoch
-            self.tracker.log("eval", done, {"epoch": epoch, "set": name, **figures, "seconds": seconds})
+            spent = {"seconds": time.perf_counter() - began, "train_seconds": self.train_seconds}
+            record = {**self._place(done), "set": name, **figures, **spent}
+            related = self.reference.evaluation(record) if self.reference else {}
+            self.tracker.log("eval", done, record | related)
         self.engine.train()
 
     def _save(self, done: int) -> None:
@@ -186,20 +201,6 @@ class Training:
         )
         keys = train_keys(self.plan, self.lanes, self.start, self.schedule.total_steps)
         return Feed(dataset, keys, data.workers, pin=self.world.device.type == "cuda")
-
-    def _objective(self) -> Objective:
-        """The configured losses, with per-sample state for this rank's home where they need it."""
-        method, engine = self.config.method, self.config.engine
-        aux, bank = None, None
-        if method.aux == "alasca":
-            settings = method.alasca.model_dump() | {"warmup_epochs": self.config.alasca_warmup_epochs}
-            aux = Alasca(**settings)
-            if aux.needs_bank:
-                start, stop = self.plan.home(self.world.rank, self.world.size)
-                device = self.world.device if engine.bank_device == "auto" else torch.device("cpu")
-                dtype = getattr(torch, engine.bank_dtype)
-                bank = SampleBank(start, stop, self.manifest.num_classes, dtype, device)
-        return Objective(method.base, method.base_options, aux, bank)
 
     def _summary(self) -> dict[str, Any]:
         return {

@@ -1,8 +1,10 @@
 """A run as it lies on disk: its configuration and the network of its newest checkpoint."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 from pipeline import configfile
@@ -10,14 +12,14 @@ from pipeline.model import backbone
 from pipeline.train.bad import BadImages
 from pipeline.train.checkpoint import MODEL, newest, read_index
 from pipeline.train.dist import World
-from pipeline.train.evaluate import evaluate
+from pipeline.train.evaluate import class_errors, evaluate
 from pipeline.train.network import Network
 from shards.errors import InputError
 from shards.manifest import Manifest
 
 
 class StoredRun:
-    """Opens a run's folder; `config` and `classes` are those it was trained with.
+    """Opens a run's folder; `config` and `classes` are those it was trained with, `step` its newest checkpoint's.
 
     Raises:
         InputError: no run, no checkpoint, or only damaged ones.
@@ -31,7 +33,9 @@ class StoredRun:
         if checkpoint is None:
             raise InputError(f"{folder} has no checkpoint yet: train it first")
         self._checkpoint = checkpoint
-        self.classes: tuple[str, ...] = tuple(read_index(checkpoint)["classes"])
+        index = read_index(checkpoint)
+        self.step: int = index["step"]
+        self.classes: tuple[str, ...] = tuple(index["classes"])
 
     def evaluate(self, manifest: Manifest, world: World) -> dict[str, float]:
         """Accuracy on a dataset of the same classes; the ranks share the images. See `evaluate` for the figures.
@@ -39,13 +43,31 @@ class StoredRun:
         Raises:
             InputError: too many images that do not decode.
         """
-        model, engine = self.config.model, self.config.engine
+        return self._over(evaluate, manifest, world)
+
+    def class_errors(self, manifest: Manifest, world: World) -> dict[str, float]:
+        """Error of each class on a dataset of the same classes; see `class_errors`.
+
+        Raises:
+            InputError: too many images that do not decode.
+        """
+        return self._over(class_errors, manifest, world)
+
+    def module(self, device: torch.device) -> backbone.Backbone:
+        """The module of the newest checkpoint, in evaluation mode on a device."""
+        model = self.config.model
         module = backbone.build(model.name, len(self.classes), heads=self.config.heads, stem=model.stem)
         module.load_state_dict(load_file(self._checkpoint / MODEL))
-        module.to(world.device).eval()
-        network = Network(module, world.device, engine.precision, engine.channels_last)
+        return module.to(device).eval()
+
+    def network(self, world: World) -> Network:
+        """The same in the run's precision and layout, on this process's device."""
+        engine = self.config.engine
+        return Network(self.module(world.device), world.device, engine.precision, engine.channels_last)
+
+    def _over(self, measure: Callable[..., dict[str, float]], manifest: Manifest, world: World) -> dict[str, float]:
         bad = BadImages(manifest, self.config.data.max_bad_fraction)
-        figures = evaluate(network, manifest, self.config, world, bad)
+        figures = measure(self.network(world), manifest, self.config, world, bad)
         for found in bad.agree():
             if world.rank == 0:
                 print(f"warning: {found['key']} does not decode: {found['reason']}", file=sys.stderr)

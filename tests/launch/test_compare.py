@@ -1,7 +1,6 @@
 """A comparison from its file to its table, with real launches; finished runs are reused, broken ones named."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.record.track import read_metrics
+from pipeline.report import compare
 from shards.manifest import Manifest
 
 pytestmark = pytest.mark.timeout(300)
@@ -37,41 +37,77 @@ def comparison(photos: Manifest, clean_photos: Manifest, tmp_path: Path) -> Call
 def test_compare_trains_reuses_and_names_what_broke(
     comparison: Callable[[str], str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    file = comparison('[methods.ce]\nmethod = { aux = "none" }\n[methods.alasca]\n')
+    ce, har = '[methods.ce]\nmethod = { aux = "none" }\n', '[methods.har]\nmethod = { aux = "none", penalty = "har" }\n'
+    file = comparison(f'baseline = "ce"\nreference = "har"\ntarget = 0.01\n{ce}[methods.alasca]\n{har}')
     assert main(["compare", file]) == 0
     first = capfd.readouterr().out
+    assert first.index("== har-seed0: training") < first.index("== ce-seed0: training")
     table = [line for line in first.splitlines() if line.startswith("|")]
-    assert [line.split("|")[1].strip() for line in table[2:]] == ["ce", "alasca"]
-    runs = {name: tmp_path / "runs" / f"{name}-seed0" for name in ("ce", "alasca")}
-    for line in table[2:]:
-        cells = [cell.strip() for cell in line.split("|")[1:-1]]
-        summary = json.loads((runs[cells[0]] / "summary.json").read_text())
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["ce", "alasca", "har"]
+    folder = tmp_path / "runs"
+    runs = {name: folder / f"{name}-seed0" for name in ("ce", "alasca", "har")}
+    document = json.loads((folder / "comparison.json").read_text())
+    for method, line in zip(document["methods"], table[2:], strict=True):
+        summary = json.loads((runs[method["name"]] / "summary.json").read_text())
         assert summary["world"] == 2
-        assert cells[1] == f"{100 * summary['sets']['test']['main/top1']:.2f}"
-        averaged = summary["sets"]["test"].get("averaged/top1")
-        assert cells[2] == ("" if averaged is None else f"{100 * averaged:.2f}")
-        assert cells[3] == f"{summary['images_per_s']:.0f}"
-    # Same batches: before the first update the loss of the main head is the same.
-    base = [read_metrics(run)[0] for run in runs.values()]
-    assert base[0]["samples"] == base[1]["samples"]
+        assert f"{100 * summary['sets']['test']['main/top1']:.2f}" in line
+        (run,) = method["runs"]
+        assert run["last"]["test/main"] == summary["sets"]["test"]["main/top1"]
+    assert len((folder / "comparison.csv").read_text().splitlines()) == 4
+    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
+    # Same batches, same weights: the first window's loss of the main head is that of the same network.
+    windows = {name: read_metrics(run)[0] for name, run in runs.items()}
+    assert windows["ce"]["samples"] == windows["har"]["samples"] == windows["alasca"]["samples"]
+    assert windows["ce"]["loss/base"] == pytest.approx(windows["har"]["loss/base"], abs=0.2)
+    # The others follow the reference as they go, and all are one group.
+    for name in ("ce", "alasca"):
+        assert all("vs_reference/images_per_s" in r for r in read_metrics(runs[name]) if r["kind"] == "train")
+        assert 'group = "compare"' in (runs[name] / "config.toml").read_text()
+    assert "vs_reference/images_per_s" not in windows["har"]
 
     assert main(["compare", file]) == 0
     second = capfd.readouterr().out
-    assert second.count("finished before, reused") == 2
+    assert second.count("finished before, reused") == 3
     assert [line for line in second.splitlines() if line.startswith("|")] == table
 
-    shutil.rmtree(runs["alasca"])
-    file = comparison(
-        '[methods.ce]\nmethod = { aux = "none" }\n[methods.wrong]\nmodel = { pretrained = "/nowhere.pt" }\n'
-    )
+    file = comparison(f'{ce}[methods.wrong]\nmodel = {{ pretrained = "/nowhere.pt" }}\n')
     assert main(["compare", file]) == 1
     third = capfd.readouterr()
     assert "failed: wrong-seed0" in third.err
     assert "| ce " in third.out
-
-    file = comparison('[methods.ce]\nmethod = { aux = "none" }\noptim = { lr = 0.2 }\n')
-    assert main(["compare", file]) == 2
+    before = (runs["ce"] / "config.toml").read_text()
+    assert main(["compare", comparison(f"{ce}optim = {{ lr = 0.2 }}\n")]) == 2
     assert "optim.lr (0.05 there, 0.2 here)" in capfd.readouterr().err
+    assert (runs["ce"] / "config.toml").read_text() == before
+    (runs["ce"] / "summary.json").write_text("{")
+    assert main(["compare", comparison(ce)]) == 2
+    assert "summary.json cannot be read" in capfd.readouterr().err
+
+
+def test_equal_time_stretches_the_whole_schedule(comparison: Callable[[str], str], tmp_path: Path) -> None:
+    settings = 'optim = { epochs = 8, warmup_epochs = 1, schedule = "multistep", milestones = [4, 6] }'
+    file = comparison(
+        'reference = "har"\nequal_time = true\n[methods.har]\nmethod = { penalty = "har" }\n'
+        f'[methods.ce]\n{settings}\nmethod = {{ aux = "none" }}\n[methods.alasca]\n{settings}\n'
+        "method = { alasca = { warmup_epochs = 3 } }\n"
+    )
+    plan = {m: compare._plan(compare._load(file), file, m, 0) for m in ("har", "ce", "alasca")}
+    for method, seconds in (("har", 100.0), ("ce", 40.0), ("alasca", 90.0)):
+        plan[method].config.folder.mkdir(parents=True)
+        (plan[method].config.folder / "summary.json").write_text(json.dumps({"train_seconds": seconds}))
+    longer = compare._stretched(compare._load(file), file, plan["ce"])
+    assert longer is not None
+    assert longer.method == "ce, equal time"
+    assert longer.config.run.name == "ce-equal-time-seed0"
+    optim = longer.config.optim
+    assert (optim.epochs, optim.warmup_epochs, optim.milestones) == (20, 2.5, (10.0, 15.0))
+    assert longer.config.method == plan["ce"].config.method
+    longer = compare._stretched(compare._load(file), file, plan["alasca"])
+    assert longer is not None
+    assert longer.config.optim.epochs == 9
+    assert longer.config.alasca_warmup_epochs == pytest.approx(3 * 9 / 8)
+    (plan["alasca"].config.folder / "summary.json").write_text(json.dumps({"train_seconds": 99.0}))
+    assert compare._stretched(compare._load(file), file, plan["alasca"]) is None
 
 
 @pytest.mark.parametrize(
@@ -81,6 +117,8 @@ def test_compare_trains_reuses_and_names_what_broke(
         ("seed = [1]\n[methods.ce]\n", "unknown key 'seed'; did you mean 'seeds'?"),
         ("[methods.ce]\noptim = { learning_rate = 3 }\n", "method 'ce' over"),
         ("[methods.ce]\nrank\n", "not valid TOML"),
+        ('reference = "har"\n[methods.ce]\n', "reference 'har' is none of the methods: ce"),
+        ("equal_time = true\n[methods.ce]\n", "equal_time needs a reference"),
     ],
 )
 def test_mistakes_in_the_file_are_named(

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.record.metrics import TIME_FIELDS
+from pipeline.record.metrics import timeless
 from pipeline.record.track import read_metrics
 from shards.manifest import Manifest
 
@@ -160,7 +160,7 @@ def torchrun_nodes(config: Path, name: str, programs: Path) -> Job:
 
 
 def lasting(run: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in record.items() if k not in TIME_FIELDS} for record in read_metrics(run)]
+    return [timeless(record) for record in read_metrics(run)]
 
 
 def test_two_nodes_train_the_same_under_torchrun_and_deepspeed(config: Path, tmp_path: Path) -> None:

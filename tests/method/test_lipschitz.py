@@ -187,7 +187,7 @@ def test_strength_does_not_depend_on_the_batch():
     slope = gradients(once.total, net)
     twice = objective(*net(x.repeat(2, 1, 1, 1)), y.repeat(2), places, every, 0)
     torch.testing.assert_close(twice.total, once.total)
-    torch.testing.assert_close(twice.parts["penalty"], 2 * once.parts["penalty"])
+    torch.testing.assert_close(twice.parts["loss/penalty"], 2 * once.parts["loss/penalty"])
     for one, other in zip(slope, gradients(twice.total, net), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
 
@@ -343,7 +343,7 @@ def test_an_invalid_sample_adds_nothing(kind, garbage):
     # Divided by the nominal 5, not by the 3 that count.
     expected = (base + 0.3 * each[valid].sum()) / 5
     torch.testing.assert_close(losses.total.double(), expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(losses.parts["penalty"].double(), each[valid].sum().detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(losses.parts["loss/penalty"].double(), each[valid].sum().detach(), rtol=1e-6, atol=0)
     for ours, theirs in zip(gradients(losses.total, net), gradients(expected, net), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)  # the base loss is formed in float32
 
@@ -392,8 +392,8 @@ def test_composes_with_adaptive_smoothing(kind):
         head = torch.cat([p.grad.flatten() for p in net.heads.parameters()])
         found[weight] = losses, head, net.conv1.weight.grad
     (without, head, _), (with_it, same_head, _) = found[0.0], found[0.5]
-    assert set(with_it.parts) == {"loss/base", "loss/aux", "confidence", "penalty"}
-    torch.testing.assert_close(with_it.total, without.total + 0.5 * with_it.parts["penalty"] / 5)
+    assert set(with_it.parts) == {"loss/base", "loss/aux", "confidence", "loss/penalty"}
+    torch.testing.assert_close(with_it.total, without.total + 0.5 * with_it.parts["loss/penalty"] / 5)
     torch.testing.assert_close(head, same_head)
     assert not torch.allclose(found[0.0][2], found[0.5][2])
 

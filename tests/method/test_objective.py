@@ -180,10 +180,10 @@ def test_a_penalty_is_weighed_and_summed_over_valid_samples():
     assert told == [PLACES, valid, 9]
     without, base_sum, _, _, gradients = expected(main, [], y, main, 1.0, valid)
     penalties = [(n + 1) * main[n, y[n]] for n in range(BATCH) if valid[n]]
-    assert set(losses.parts) == {"loss/base", "penalty"}
-    assert losses.parts["penalty"].item() == pytest.approx(sum(penalties), rel=1e-5)
+    assert set(losses.parts) == {"loss/base", "loss/penalty"}
+    assert losses.parts["loss/penalty"].item() == pytest.approx(sum(penalties), rel=1e-5)
     assert losses.parts["loss/base"].item() == pytest.approx(base_sum, rel=1e-5)
-    assert not losses.parts["penalty"].requires_grad
+    assert not losses.parts["loss/penalty"].requires_grad
     assert losses.total.item() == pytest.approx(without + 0.25 * sum(penalties) / BATCH, rel=1e-5)
     assert losses.total.dim() == 0 and losses.total.dtype == torch.float32
     losses.total.backward()

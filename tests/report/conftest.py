@@ -21,7 +21,7 @@ VERSIONS = {"alasca": "0.1.0", "torch": "2.15.0"}
 def make_run(tmp_path: Path) -> MakeRun:
     """A finished run: `accuracies` per set and head, one value an evaluation; 10 steps of 64 images in `seconds` each.
 
-    `config` overrides dotted keys, `summary` fields of the summary.
+    `norms` are those after each evaluation; `config` overrides dotted keys, `summary` fields of the summary.
     """
 
     def make(
@@ -31,6 +31,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         accuracies: dict[str, list[float]],
         seconds: float = 2.0,
         losses: list[float | None] | None = None,
+        norms: list[dict[str, float | None]] | None = None,
         config: dict[str, Any] | None = None,
         **summary: Any,
     ) -> Path:
@@ -60,6 +61,9 @@ def make_run(tmp_path: Path) -> MakeRun:
             for name in sets:
                 heads = {f"{key.split('/')[1]}/top1": v[number - 1] for key, v in accuracies.items() if name in key}
                 records.append({"kind": "eval", **at, "set": name, **heads})
+            if norms:
+                own_norms = norms[number - 1]
+                records.append({"kind": "norms", **at, "images": 8, **own_norms})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
         final = {
             name: {f"{key.split('/')[1]}/top1": v[-1] for key, v in accuracies.items() if name in key} for name in sets
@@ -86,13 +90,17 @@ def make_run(tmp_path: Path) -> MakeRun:
 
 @pytest.fixture
 def comparison(make_run: MakeRun) -> Results:
-    """Four methods, three seeds, 24 evaluations, two sets, one method without averaged heads; a hostile name."""
+    """Four methods, three seeds, 24 evaluations, two sets; two methods without averaged heads, one without norms."""
 
     def curve(top: float, seed: int, speed: float) -> list[float]:
         return [
             top * (1 - math.exp(-speed * n)) + 0.02 * math.sin(top * 40 * n + 5 * seed) * math.exp(-n / 40)
             for n in range(1, 25)
         ]
+
+    def steepness(top: float, seed: int, n: int) -> dict[str, float | None]:
+        at_input = 0.3 * math.exp((0.9 - top) * n) * (1 + 0.1 * math.sin(9 * n + seed))
+        return {"input": at_input, **{f"hidden/stage{s}": 4 * at_input**0.2 / s for s in (1, 2, 3)}}
 
     methods: dict[str, list[Path]] = {}
     for name, top, speed, seconds, changes in (
@@ -106,7 +114,10 @@ def comparison(make_run: MakeRun) -> Results:
             accuracies = {"val/main": curve(top - 0.01, seed, speed), "test/main": curve(top, seed + 3, speed)}
             if name not in ("ce", "<script>alert(1)</script>"):
                 accuracies |= {f"{s}/averaged": curve(top + 0.02, seed + 6, speed) for s in ("val", "test")}
-            run = make_run(name, seed, accuracies=accuracies, seconds=seconds * (1 + seed / 50), config=changes)
+            norms = None if name == "lipschitz" else [steepness(top, seed, n) for n in range(1, 25)]
+            run = make_run(
+                name, seed, accuracies=accuracies, seconds=seconds * (1 + seed / 50), norms=norms, config=changes
+            )
             methods[name].append(run)
     return results.collect(
         "label noise on digits", methods, baseline="ce", reference="lipschitz", target=0.75, select_by="val"

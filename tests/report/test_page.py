@@ -13,7 +13,7 @@ from browser import Browser
 from PIL import Image
 
 from pipeline.report import page, results
-from pipeline.report.chart import ticks
+from pipeline.report.chart import Curve, chart, log_ticks, ticks
 from pipeline.report.results import Results
 
 MakeRun = Callable[..., Path]
@@ -99,6 +99,7 @@ def test_page_shows_the_rows_of_the_console_and_says_what_they_are(comparison: R
     assert "Measured with 2 processes on cpu; alasca 0.1.0, torch 2.15.0." in text
     assert "differs in data.micro_batch" in text and "like for like" in text and "not reached" in text
     assert "the other sets chose nothing" in text
+    assert "Smoothness of the network" in text and "a root mean square over 8 images of a step" in text
 
 
 def test_one_seed_and_nothing_optional(make_run: MakeRun) -> None:
@@ -107,6 +108,7 @@ def test_one_seed_and_nothing_optional(make_run: MakeRun) -> None:
     words = "".join(Nesting(text).text)
     assert "n = 1, no interval" in words and "Test data chose nothing" in words
     assert "best against best" not in words and "Time to" not in words and "averaged %" not in words
+    assert "Smoothness" not in words and "Jacobian" not in words
     assert "nan" not in text.lower().replace("nance", "")
 
 
@@ -129,6 +131,29 @@ def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[flo
     assert ticks(low, high) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.31, 2.5, [0.3, 0.5, 0.7, 1, 1.5, 2, 3]),
+        (0.3, 30, [0.2, 0.5, 1, 2, 5, 10, 20, 50]),
+        (0.02, 300, [0.01, 0.1, 1, 10, 100, 1000]),
+        (1e-9, 1e9, [1e-9, 1e-6, 1e-3, 1, 1e3, 1e6, 1e9]),
+        (10, 10, [10, 15]),
+    ],
+)
+def test_log_ticks_are_round_and_enclose(low: float, high: float, expected: list[float]) -> None:
+    assert log_ticks(low, high) == pytest.approx(expected)
+
+
+def test_a_log_axis_places_equal_ratios_at_equal_distances() -> None:
+    points: list[tuple[float, float | None]] = [(0, 1.0), (1, 10.0), (2, 100.0), (3, 0.0), (4, 1000.0), (5, 1000.0)]
+    found = Nesting(chart("t", "epoch", "norm", [Curve("a", 0, points, [])], log=True)).found
+    lines = [a["points"] for tag, a in found if tag == "polyline"]
+    heights = [[float(p.split(",")[1]) for p in (line or "").split()] for line in lines]
+    assert [len(line) for line in heights] == [3, 2], "what is not above 0 breaks the line"
+    assert heights[0][0] - heights[0][1] == pytest.approx(heights[0][1] - heights[0][2], abs=0.11)
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     program = shutil.which("chromium")
@@ -149,7 +174,7 @@ def test_a_browser_shows_it(browser: Browser, comparison: Results, tmp_path: Pat
     seen = browser.ask(MEASURE)
     assert width - 20 <= seen["window"] <= width and seen["wide"] <= seen["window"], "the document scrolls sideways"
     assert seen["out"] == [] and seen["cut"] == [], "something leaves the window or a chart"
-    assert seen["charts"] == 10 and seen["scripts"] == 0
+    assert seen["charts"] == 14 and seen["scripts"] == 0
     assert seen["text"] >= 11, "letters in charts are too small to read"
     assert seen["colour"] == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
     assert browser.complaints() == [] and browser.requests() == [file.as_uri()]

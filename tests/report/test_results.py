@@ -150,6 +150,23 @@ def test_a_long_run_is_thinned_and_a_diverged_loss_stays_a_gap(make_run: MakeRun
     json.loads(results.to_json(found))
 
 
+def test_norms_are_read_and_long_runs_thinned(make_run: MakeRun) -> None:
+    short = [{"input": 3.0, "hidden/stage1": 1.0}, {"input": None, "hidden/stage1": 2.0}]
+    long: list[dict[str, float | None]] = [{"input": float(n)} for n in range(400)]
+    long[1]["input"] = None
+    methods = {
+        "ce": [make_run("ce", accuracies={"test/main": [0.5] * 2}, norms=short)],
+        "long": [make_run("long", accuracies={"test/main": [0.5] * 400}, norms=long)],
+        "none": [make_run("none", accuracies={"test/main": [0.5]})],
+    }
+    found = results.collect("t", methods, baseline="ce", reference=None, target=None)
+    own, thin, none = (method.runs[0].norms for method in found.methods)
+    assert [(n.step, n.epoch, n.images, n.values) for n in own] == [(10, 1.0, 8, short[0]), (20, 2.0, 8, short[1])]
+    assert len(thin) == 200 and thin[0].values == {"input": None} and none == []
+    assert thin[1].step == 40 and thin[1].values["input"] == pytest.approx(sqrt((2**2 + 3**2) / 2))
+    json.loads(results.to_json(found))
+
+
 def test_json_and_csv_hold_everything(comparison: Results) -> None:
     assert json.loads(results.to_json(comparison)) == json.loads(json.dumps(dataclasses.asdict(comparison)))
     rows = list(csv.DictReader(io.StringIO(results.to_csv(comparison))))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import Config
-from pipeline.record.metrics import TIME_FIELDS
+from pipeline.record.metrics import timeless
 from pipeline.record.track import read_metrics
 from pipeline.train.checkpoint import Checkpoints, damage
 from pipeline.train.dist import World
@@ -30,11 +30,6 @@ def trained(config: Config, world: World) -> Training:
     training = Training(config, Inputs.open(config, 1), world)
     training.run()
     return training
-
-
-def lasting(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without what a clock says."""
-    return [{k: v for k, v in r.items() if k not in TIME_FIELDS} for r in records]
 
 
 def test_a_run_learns_and_records(configured: Configured, world: World, clean_photos: Manifest) -> None:
@@ -91,8 +86,9 @@ def test_evaluation_counts_what_a_person_would_count(
 
 
 def test_resume_is_bit_for_bit_at_any_worker_count(configured: Configured, world: World) -> None:
-    straight = trained(configured(run__name="straight", checkpoint__every_steps=7, optim__epochs=4), world)
-    config = configured(run__name="cut", checkpoint__every_steps=7, optim__epochs=4)
+    changes = {"checkpoint__every_steps": 7, "optim__epochs": 4, "track__norms": 3}
+    straight = trained(configured(run__name="straight", **changes), world)
+    config = configured(run__name="cut", **changes)
     cut = Training(config, Inputs.open(config, 1), world)
     cut.checkpoints.save = _dies_after(14, cut.checkpoints.save)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
@@ -100,9 +96,7 @@ def test_resume_is_bit_for_bit_at_any_worker_count(configured: Configured, world
     cut.tracker.close()
     with (config.folder / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 15}\n{"torn')
-    config = configured(
-        run__name="cut", run__resume="auto", checkpoint__every_steps=7, optim__epochs=4, data__workers=2
-    )
+    config = configured(run__name="cut", run__resume="auto", data__workers=2, **changes)
     resumed = Training(config, Inputs.open(config, 1), world)
     assert resumed.start == 14
     resumed.run()
@@ -120,9 +114,12 @@ def test_resume_is_bit_for_bit_at_any_worker_count(configured: Configured, world
         for run in (straight, resumed)
     ]
     assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
-    records = [lasting(read_metrics(run.config.folder)) for run in (straight, resumed)]
+    records = [[timeless(r) for r in read_metrics(run.config.folder)] for run in (straight, resumed)]
     assert records[0] == records[1]
     assert records[0][-1]["step"] == 20
+    norms = [r for r in records[0] if r["kind"] == "norms"]
+    assert [r["step"] for r in norms] == [3, 6, 9, 12, 15, 18]
+    assert all(r["input"] > 0 and r["hidden/stage1"] > 0 for r in norms)
     saved = [
         load_file(run.config.folder / "checkpoints/step-000000020/model.safetensors") for run in (straight, resumed)
     ]

@@ -1,0 +1,63 @@
+"""The configured losses, with the per-sample state and the penalties they need."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.config import Config
+from pipeline.data.plan import Plan
+from pipeline.method.bank import SampleBank
+from pipeline.method.lipschitz import HiddenGradients, InputJacobian, Penalty, class_weights
+from pipeline.method.objective import Alasca, Objective
+from pipeline.train.dist import World
+from shards.errors import InputError
+from shards.manifest import Manifest
+
+
+def compose(config: Config, manifest: Manifest, plan: Plan, world: World, module: nn.Module) -> Objective:
+    """Build what a step minimises; per-sample state covers this rank's home alone."""
+    method = config.method
+    aux = None
+    if method.aux == "alasca":
+        aux = Alasca(**(method.alasca.model_dump() | {"warmup_epochs": config.alasca_warmup_epochs}))
+    bank = _bank(config, manifest, plan, world) if aux is not None and aux.needs_bank else None
+    penalty = _penalty(config, manifest, module)
+    return Objective(method.base, method.base_options, aux, bank, penalty, method.weight_of_penalty)
+
+
+def read_class_errors(path: str, manifest: Manifest) -> list[float]:
+    """Error (0 to 1) of each class, as `alasca eval --class-errors` writes them: {class: error}.
+
+    Raises:
+        InputError: no such file, or not one error for each class of the dataset.
+    """
+    try:
+        errors = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"method.har.class_errors = '{path}' cannot be read: {error}") from None
+    if not isinstance(errors, dict) or set(errors) != set(manifest.classes):
+        raise InputError(f"method.har.class_errors = '{path}' must hold one error for each class of {manifest.root}")
+    return [float(errors[name]) for name in manifest.classes]
+
+
+def _bank(config: Config, manifest: Manifest, plan: Plan, world: World) -> SampleBank:
+    start, stop = plan.home(world.rank, world.size)
+    device = world.device if config.engine.bank_device == "auto" else torch.device("cpu")
+    return SampleBank(start, stop, manifest.num_classes, getattr(torch, config.engine.bank_dtype), device)
+
+
+def _penalty(config: Config, manifest: Manifest, module: nn.Module) -> Penalty | None:
+    method = config.method
+    if method.penalty == "jacobian":
+        return InputJacobian(module, method.jacobian.n_proj, config.run.seed)
+    if method.penalty == "none":
+        return None
+    weights = None
+    if method.har.class_errors is not None:
+        errors = torch.tensor(read_class_errors(method.har.class_errors, manifest))
+        counts = torch.from_numpy(np.bincount(manifest.labels, minlength=manifest.num_classes))
+        weights = class_weights(errors, counts)
+    return HiddenGradients(module, weights)
