@@ -1,7 +1,7 @@
 """Figures of a window of steps: summed on the device, reduced over ranks once when the window closes."""
 
-import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,10 +58,14 @@ class Window:
 
 def peak_memory_gb() -> float:
     """Highest memory in use so far on any rank, in 10^9 bytes: of the GPU if there is one, else of the process."""
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_resident()
     value = torch.tensor([peak], dtype=torch.float64)
     torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
     return float(value) / 1e9
+
+
+def _peak_resident() -> int:
+    """Bytes. Not ru_maxrss, which begins with that of the process which started this one."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
