@@ -89,7 +89,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("config", metavar="CONFIG", help="TOML file; README lists the keys")
+    parser.add_argument("config", metavar="CONFIG", help="TOML file; pipeline/config.py lists the keys")
     parser.add_argument(
         "overrides",
         nargs=argparse.REMAINDER,

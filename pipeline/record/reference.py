@@ -1,10 +1,11 @@
 """Another run, finished or still running, to whose figures a run's own are set in relation as it goes."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.record.track import METRICS
+from pipeline.record.track import METRICS, SUMMARY
 from shards.errors import InputError
 
 _HEADS = ("main/top1", "averaged/top1")
@@ -24,7 +25,9 @@ class Reference:
         self._path = folder / METRICS
         if not self._path.exists():
             raise InputError(f"track.reference = '{folder}' is no run: it has no {METRICS}")
+        self._file = 0
         self._read = 0
+        self._seconds = 0.0
         self._training: list[dict[str, Any]] = []
         self._evaluations: list[dict[str, Any]] = []
 
@@ -47,12 +50,13 @@ class Reference:
 
         Returns:
             Accuracy of ours minus theirs (0 to 1) by head: `vs_reference/main/top1` at equal samples,
-            `vs_reference/main/top1_at_equal_seconds` at equal training time (the other run's newest evaluation by
-            then); absent where the other run has none.
+            `vs_reference/main/top1_at_equal_seconds` at equal training time, both against the other run's newest
+            evaluation by then; absent as long as it has not come so far.
         """
         same_set = [r for r in self._refreshed()._evaluations if r["set"] == figures["set"]]
         by_samples = self._at("samples", figures["samples"], same_set)
-        by_seconds = self._at("train_seconds", figures["train_seconds"], same_set, last=True)
+        known = self._seconds >= figures["train_seconds"] or self._finished()
+        by_seconds = self._newest("train_seconds", figures["train_seconds"], same_set) if known else None
         found = {}
         for head in (h for h in _HEADS if h in figures):
             if by_samples is not None:
@@ -61,28 +65,38 @@ class Reference:
                 found[f"{head}_at_equal_seconds"] = figures[head] - by_seconds["main/top1"]
         return _named(found)
 
-    def _at(self, key: str, value: float, records: list[dict[str, Any]], last: bool = False) -> dict[str, Any] | None:
-        """The newest record up to a value; unless `last`, only if the other run has reached that value."""
+    def _at(self, key: str, value: float, records: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """The newest record up to a value, once the other run has reached that value."""
+        return self._newest(key, value, records) if records and records[-1][key] >= value else None
+
+    def _newest(self, key: str, value: float, records: list[dict[str, Any]]) -> dict[str, Any] | None:
         before = [r for r in records if r[key] <= value]
-        reached = last or (bool(records) and records[-1][key] >= value)
-        return before[-1] if before and reached else None
+        return before[-1] if before else None
+
+    def _finished(self) -> bool:
+        return (self._path.parent / SUMMARY).exists()
 
     def _refreshed(self) -> "Reference":
-        size = self._path.stat().st_size
-        if size < self._read:  # it was resumed, and cut back to its checkpoint
-            self._read, self._training, self._evaluations = 0, [], []
-        if size > self._read:
+        """Take up new lines. A file that cannot be read now is looked at again the next time: this is only a view."""
+        try:
             with self._path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._file or status.st_size < self._read:  # it was resumed, and cut back
+                    self._file, self._read, self._seconds = status.st_ino, 0, 0.0
+                    self._training, self._evaluations = [], []
                 file.seek(self._read)
-                whole, _, _ = file.read().rpartition(b"\n")  # its last line may still be in the making
+                whole, newline, _ = file.read().rpartition(b"\n")  # its last line may still be in the making
             for line in whole.splitlines():
                 self._take(json.loads(line))
-            self._read += len(whole) + 1 if whole else 0
+            self._read += len(whole) + len(newline)
+        except (OSError, ValueError):
+            self._file = 0
         return self
 
     def _take(self, record: dict[str, Any]) -> None:
         if record["kind"] == "train":
             self._training.append(record)
+            self._seconds += record["seconds"]
         elif record["kind"] == "eval":
             self._evaluations.append(record)
 

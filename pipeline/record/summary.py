@@ -22,10 +22,14 @@ def summarise(folder: Path, total_steps: int) -> dict[str, Any]:
     training = [r for r in records if r["kind"] == "train"]
     final = {r["set"]: r for r in records if r["kind"] == "eval" and r["step"] == total_steps}
     return {
-        "sets": {name: {k: v for k, v in r.items() if "/" in k or k == "loss"} for name, r in final.items()},
+        "sets": {name: _accuracies(record) for name, record in final.items()},
         "images_per_s": median(r["images_per_s"] for r in training),
         "data_wait": median(r["data_wait"] for r in training),
         "memory_gb": max(r["memory_gb"] for r in training),
         "train_seconds": train_seconds(folder),
         "bad_images": sum(r["kind"] == "bad" for r in records),
     }
+
+
+def _accuracies(record: dict[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in record.items() if k == "loss" or ("/top" in k and not k.startswith("vs_reference/"))}

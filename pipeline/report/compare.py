@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline import configfile
 from pipeline.config import Config, Count, Fraction, Section
-from pipeline.record.track import SUMMARY
+from pipeline.record.track import METRICS, SUMMARY
 from pipeline.report import page, results
 from pipeline.train.identity import identity, refuse_difference
 from shards.errors import InputError
@@ -45,6 +45,8 @@ class Comparison(Section):
         for role, name in (("baseline", self.baseline), ("reference", self.reference)):
             if name is not None and name not in self.methods:
                 raise ValueError(f"{role} '{name}' is none of the methods: {', '.join(self.methods)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} name one twice")
         if self.equal_time and self.reference is None:
             raise ValueError("equal_time needs a reference, whose time the others get")
         return self
@@ -57,6 +59,11 @@ class Planned:
     method: str
     seed: int
     config: Config
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.config.run.name
 
 
 def compare(path: str) -> int:
@@ -73,19 +80,28 @@ def compare(path: str) -> int:
     """
     comparison = _load(path)
     planned = [_plan(comparison, path, method, seed) for method in _order(comparison) for seed in comparison.seeds]
-    finished = {run.config.run.name for run in planned if _finished(run.config)}
-    failed = {run.config.run.name for run in planned if not _train(comparison, run, finished)}
-    if comparison.equal_time:
-        for run in [run for run in planned if run.method != comparison.reference]:
-            stretched = _stretched(comparison, path, run) if not failed else None
-            if stretched is not None:
-                finished |= {stretched.config.run.name} if _finished(stretched.config) else set()
-                planned.append(stretched)
-                failed |= set() if _train(comparison, stretched, finished) else {stretched.config.run.name}
-    whole = [run for run in planned if run.config.run.name not in failed]
+    finished = {run.name for run in planned if _finished(run.config)}
+    whole: list[Planned] = []
+    failed: list[Planned] = []
+    for run in planned:
+        if _train(comparison, run, finished):
+            whole.append(run)
+        else:
+            failed.append(run)
+    for run in [run for run in whole if comparison.equal_time and run.method != comparison.reference]:
+        if not any(other.method == comparison.reference and other.seed == run.seed for other in whole):
+            continue
+        stretched = _stretched(comparison, path, run)
+        if stretched is None:
+            print(f"== {run.name}: no epoch more would fit into the reference's time", flush=True)
+        elif _train(comparison, stretched, {stretched.name} if _finished(stretched.config) else set()):
+            whole.append(stretched)
+        else:
+            failed.append(stretched)
     _report(comparison, path, whole)
     if failed:
-        print(f"alasca: failed: {', '.join(sorted(failed))}; the same command goes on with them", file=sys.stderr)
+        names = ", ".join(run.name for run in failed)
+        print(f"alasca: failed: {names}; the same command goes on with them", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -97,6 +113,8 @@ def _report(comparison: Comparison, path: str, runs: list[Planned]) -> None:
     if not folders:
         return
     baseline = comparison.baseline or next(iter(comparison.methods))
+    for name in {baseline, comparison.reference or baseline} - set(folders):
+        print(f"alasca: no run of '{name}' finished, so nothing is set in relation to it", file=sys.stderr)
     found = results.collect(
         comparison.title or Path(path).stem,
         folders,
@@ -164,7 +182,8 @@ def _stretched(comparison: Comparison, path: str, run: Planned) -> Planned | Non
         "warmup_epochs": optim.warmup_epochs * factor,
         "milestones": [milestone * factor for milestone in optim.milestones],
     }
-    configfile.merge(tables, {"optim": longer, "run": {"name": f"{run.method}-equal-time-seed{run.seed}"}})
+    name = f"{run.method}-equal-time-{epochs}-epochs-seed{run.seed}"
+    configfile.merge(tables, {"optim": longer, "run": {"name": name}})
     if run.config.method.alasca.warmup_epochs is not None:
         tables["method"]["alasca"]["warmup_epochs"] = run.config.method.alasca.warmup_epochs * factor
     return Planned(f"{run.method}, equal time", run.seed, configfile.parse(tables, name=run.method, where=path))
@@ -175,6 +194,13 @@ def _finished(run: Config) -> bool:
     if not summary.exists():
         return False
     refuse_difference(_summary(run.folder)["identity"], identity(run, Manifest.load(run.data.train)), str(run.folder))
+    then = configfile.load(run.folder / "config.toml")
+    for key, was, now in (
+        ("model.pretrained", then.model.pretrained, run.model.pretrained),
+        ("evaluation sets", sorted(then.eval.sets), sorted(run.eval.sets)),
+    ):
+        if was != now:
+            raise InputError(f"{run.folder} is of another run: {key} ({was} there, {now} here). Name another dir")
     return True
 
 
@@ -189,16 +215,22 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 def _train(comparison: Comparison, run: Planned, finished: set[str]) -> bool:
     """Whether the run is finished now."""
-    if run.config.run.name in finished:
-        print(f"== {run.config.run.name}: finished before, reused from {run.config.folder}", flush=True)
+    folder = run.config.folder
+    if run.name in finished:
+        print(f"== {run.name}: finished before, reused from {folder}", flush=True)
         return True
-    print(f"\n== {run.config.run.name}: training in {run.config.folder} with {comparison.ranks} processes", flush=True)
+    print(f"\n== {run.name}: training in {folder} with {comparison.ranks} processes", flush=True)
+    config = run.config
+    if config.track.reference is not None and not (Path(config.track.reference) / METRICS).exists():
+        # The reference failed before its first line; that is no reason for this run to fail.
+        config = config.model_copy(update={"track": config.track.model_copy(update={"reference": None})})
     # Beside the run's folder, not in it: what is in there belongs to the run, which may refuse this configuration.
-    file = run.config.folder.with_name(f"{run.config.run.name}.toml")
+    file = folder.with_name(f"{run.name}.toml")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(run.config.to_toml(), encoding="utf-8")
+    file.write_text(config.to_toml(), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(comparison.ranks), "--module", "pipeline", "train", str(file)]
     threads = max(1, len(os.sched_getaffinity(0)) // comparison.ranks)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    return subprocess.run(command, env=environment, check=False).returncode == 0
+    status = subprocess.run(command, env=environment, check=False).returncode
+    return status == 0 and (folder / SUMMARY).exists()

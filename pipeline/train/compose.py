@@ -40,6 +40,9 @@ def read_class_errors(path: str, manifest: Manifest) -> list[float]:
         raise InputError(f"method.har.class_errors = '{path}' cannot be read: {error}") from None
     if not isinstance(errors, dict) or set(errors) != set(manifest.classes):
         raise InputError(f"method.har.class_errors = '{path}' must hold one error for each class of {manifest.root}")
+    for name, share in errors.items():
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise InputError(f"method.har.class_errors = '{path}': the error of {name} is {share}, must be from 0 to 1")
     return [float(errors[name]) for name in manifest.classes]
 
 

@@ -98,13 +98,6 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def max_over_ranks(value: float) -> float:
-    """Largest of the ranks' values."""
-    tensor = torch.tensor([value], dtype=torch.float64)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return float(tensor)
-
-
 def gather(item: Any) -> list[Any]:
     """Everybody's item, by rank, on every rank."""
     items: list[Any] = [None] * dist.get_world_size()

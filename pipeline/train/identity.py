@@ -4,6 +4,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.train.compose import read_class_errors
 from shards.errors import InputError
 from shards.manifest import Manifest
 
@@ -18,24 +19,35 @@ _LEARNING = ("data", "model", "method", "optim", "engine")
 
 def identity(config: Config, manifest: Manifest) -> dict[str, Any]:
     """Every value that decides what is learned, by its dotted name."""
-    tables = config.model_dump(mode="json")
     found: dict[str, Any] = {"run.seed": config.run.seed, "model.heads": config.heads}
-    for section in _LEARNING:
-        kept = {key: value for key, value in tables[section].items() if key not in _FREE.get(section, ())}
-        found = _flat(section, kept) | found
-    return found | {"data.train (fingerprint)": manifest.fingerprint, "classes": manifest.num_classes}
+    tables = config.model_dump(mode="json")
+    if config.method.har.class_errors is not None:  # what is in the file counts, not where it lies
+        tables["method"]["har"]["class_errors"] = read_class_errors(config.method.har.class_errors, manifest)
+    return (
+        _learning(tables) | found | {"data.train (fingerprint)": manifest.fingerprint, "classes": manifest.num_classes}
+    )
 
 
 def refuse_difference(then: dict[str, Any], now: dict[str, Any], where: str) -> None:
-    """Compare the identity in a checkpoint with this run's.
+    """Compare the identity in a checkpoint with this run's; a key that came later counts as its default then.
 
     Raises:
         InputError: they differ; every difference is named.
     """
+    defaults = _learning(Config.model_validate({"data": {"train": ""}, "optim": {"epochs": 1}}).model_dump(mode="json"))
+    then = defaults | then
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if names:
         differences = ", ".join(f"{name} ({then.get(name)} there, {now.get(name)} here)" for name in names)
         raise InputError(f"{where} is of another run: {differences}. Set them back, or give another --run.name")
+
+
+def _learning(tables: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section in _LEARNING:
+        kept = {key: value for key, value in tables[section].items() if key not in _FREE.get(section, ())}
+        flat |= _flat(section, kept)
+    return flat
 
 
 def versions() -> dict[str, str]:

@@ -78,8 +78,10 @@ class Training:
             start_step=self.start,
             identity=self.identity,
         )
-        self.train_seconds = train_seconds(config.folder)  # of earlier attempts
-        self.reference = Reference(Path(config.track.reference)) if config.track.reference else None
+        # Only the leader's records count, and only it may meet a file that somebody else is writing.
+        leads = world.rank == 0
+        self.train_seconds = train_seconds(config.folder) if leads else 0.0  # of earlier attempts
+        self.reference = Reference(Path(config.track.reference)) if config.track.reference and leads else None
 
     def run(self) -> None:
         """Every step that is left: micro-batches, update, record, evaluation, checkpoint."""

@@ -1,6 +1,5 @@
 """How steep the network is: norms of the main logits' Jacobians, estimated now and then while it trains."""
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,25 +19,6 @@ IMAGES = 8
 
 # A trained Jacobian penalty draws its directions from the run's seed: measured along those it would look too good.
 _STREAM = 0x4E6F726D << 32
-
-_SLOWER = 2
-
-
-def every_for(cost_fraction: float, images: int, global_batch: int) -> int:
-    """Return the smallest n for which estimates every n steps cost at most `cost_fraction` of the training.
-
-    Counted in passes of one image, a forward 1 and a backward 2, as in a step, and twice that: a pass of few images
-    takes longer an image (1.4 times for 8 against 64 of 16 pixels on one CPU core, though no weight gets a gradient).
-    Never above 1 / `cost_fraction`, which is safe wherever time goes: an estimate launches less than a step does.
-
-    Args:
-        cost_fraction: such as 0.01.
-        images: of one estimate, over all ranks.
-        global_batch: images of one step.
-    """
-    assert 0 < cost_fraction <= 1 and 0 < images <= global_batch, (cost_fraction, images, global_batch)
-    share = min(1.0, _SLOWER * images / global_batch)  # of a step
-    return max(1, math.ceil(share / cost_fraction - 1e-9))
 
 
 class JacobianNorms:

@@ -98,7 +98,7 @@ def test_equal_time_stretches_the_whole_schedule(comparison: Callable[[str], str
     longer = compare._stretched(compare._load(file), file, plan["ce"])
     assert longer is not None
     assert longer.method == "ce, equal time"
-    assert longer.config.run.name == "ce-equal-time-seed0"
+    assert longer.config.run.name == "ce-equal-time-20-epochs-seed0"
     optim = longer.config.optim
     assert (optim.epochs, optim.warmup_epochs, optim.milestones) == (20, 2.5, (10.0, 15.0))
     assert longer.config.method == plan["ce"].config.method
@@ -119,6 +119,7 @@ def test_equal_time_stretches_the_whole_schedule(comparison: Callable[[str], str
         ("[methods.ce]\nrank\n", "not valid TOML"),
         ('reference = "har"\n[methods.ce]\n', "reference 'har' is none of the methods: ce"),
         ("equal_time = true\n[methods.ce]\n", "equal_time needs a reference"),
+        ("seeds = [1, 1]\n[methods.ce]\n", "seeds [1, 1] name one twice"),
     ],
 )
 def test_mistakes_in_the_file_are_named(

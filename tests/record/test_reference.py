@@ -44,7 +44,7 @@ def test_a_record_is_matched_by_samples_seen(tmp_path: Path) -> None:
 
 def test_accuracy_is_matched_by_samples_and_by_seconds(tmp_path: Path) -> None:
     records = [evaluation(10, 0.5, 40.0), evaluation(10, 0.1, 40.0, "val"), evaluation(20, 0.75, 80.0)]
-    write(tmp_path / "har", *records)
+    write(tmp_path / "har", train(20, seconds=80.0), *records)
     reference = Reference(tmp_path / "har")
     ours = evaluation(20, 0.8, 45.0, **{"averaged/top1": 0.9})
     assert reference.evaluation(ours) == {
@@ -56,6 +56,8 @@ def test_accuracy_is_matched_by_samples_and_by_seconds(tmp_path: Path) -> None:
     early = evaluation(20, 0.8, 30.0)
     assert reference.evaluation(early) == {"vs_reference/main/top1": pytest.approx(0.05)}
     late = evaluation(30, 0.8, 500.0)
+    assert reference.evaluation(late) == {}  # it may still get better by then
+    (tmp_path / "har" / "summary.json").write_text("{}")
     assert reference.evaluation(late) == {"vs_reference/main/top1_at_equal_seconds": pytest.approx(0.05)}
     assert reference.evaluation(evaluation(20, 0.8, 45.0, "other")) == {}
 
@@ -71,6 +73,13 @@ def test_a_running_reference_is_followed(tmp_path: Path) -> None:
     assert reference.training(train(20)) == {}
     write(folder, train(10), train(20, images_per_s=25.0), {"kind": "bad", "step": 20, "id": 3})
     assert reference.training(train(20))["vs_reference/images_per_s"] == 4.0
+    # Resumed and already longer than before: another file, which must not be read from the middle.
+    fresh = tmp_path / "fresh"
+    write(fresh, *(train(step, images_per_s=12.5) for step in range(1, 40)))
+    (fresh / "metrics.jsonl").replace(folder / "metrics.jsonl")
+    assert reference.training(train(20))["vs_reference/images_per_s"] == 8.0
+    (folder / "metrics.jsonl").write_text('{"kind": broken}\n')
+    assert reference.training(train(20)) == {}
 
 
 def test_no_run_is_a_mistake(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pipeline.record.metrics import timeless
 from pipeline.record.track import read_metrics
 from pipeline.train.checkpoint import Checkpoints, damage
 from pipeline.train.dist import World
+from pipeline.train.identity import refuse_difference
 from pipeline.train.inputs import Inputs
 from pipeline.train.loop import Training
 from pipeline.train.stored import StoredRun
@@ -183,6 +184,16 @@ def test_a_checkpoint_runs_no_code(configured: Configured, world: World, tmp_pat
         (checkpoint / name).write_bytes(whole)
     training.checkpoints.load(checkpoint, torch.device("cpu"))
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_checkpoint_from_before_a_key_existed_is_of_the_same_run(configured: Configured, world: World) -> None:
+    now = trained(configured(optim__epochs=1), world).identity
+    then = {key: value for key, value in now.items() if not key.startswith("method.har")}
+    refuse_difference({k: v for k, v in then.items() if k != "method.penalty"}, now, "there")
+    with pytest.raises(InputError, match=r"method.penalty \(none there, har here\)"):
+        refuse_difference(
+            {k: v for k, v in then.items() if k != "method.penalty"}, now | {"method.penalty": "har"}, "x"
+        )
 
 
 def test_another_number_of_processes_is_refused(configured: Configured, world: World) -> None:

@@ -91,7 +91,9 @@ def test_settings_reach_the_penalties(
     np.testing.assert_allclose(penalty._weights.numpy(), raw / raw.max(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("text", ["", "[0.5, 0.5, 0.5]", '{"class-0": 0.5}'])
+@pytest.mark.parametrize(
+    "text", ["", "[0.5, 0.5, 0.5]", '{"class-0": 0.5}', '{"class-0": 0.5, "class-1": 2, "class-2": null}']
+)
 def test_class_errors_that_do_not_fit_are_refused(configured: Configured, tmp_path: Path, text: str) -> None:
     file = tmp_path / "errors.json"
     file.write_text(text)
