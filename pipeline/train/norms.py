@@ -1,5 +1,6 @@
 """How steep the network is: norms of the main logits' Jacobians, estimated now and then while it trains."""
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
