@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from typing import Any, Self
 
 import cv2
@@ -110,7 +111,10 @@ def eval_keys(num_samples: int, batch: int, rank: int, world: int) -> Iterator[t
 
 
 class Feed:
-    """Batches in the order of the keys, prepared by `workers` forked processes (0: in this one).
+    """Batches in the order of the keys, prepared by `workers` processes (0: in this one).
+
+    They come from a fork server, which has nothing but this module in it: forked from here, with the threads of
+    collectives and of CUDA running, a worker now and then waited for ever for a lock that some thread had held.
 
     Close it, whatever happened: the workers ignore the signals that end a run, among them the one that Python would
     send them at exit before waiting for them, for ever.
@@ -128,7 +132,7 @@ class Feed:
                 pin_memory=pin,
                 worker_init_fn=_quiet_worker,
                 prefetch_factor=4 if workers else None,
-                multiprocessing_context="fork" if workers else None,
+                multiprocessing_context=_fork_server() if workers else None,
                 # Its own generator: otherwise every iterator would draw from torch's global random numbers.
                 generator=torch.Generator(),
             )
@@ -154,6 +158,12 @@ class Feed:
             worker.kill()
             worker.join()
         self._workers = set()
+
+
+def _fork_server() -> BaseContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # once, instead of in every worker
+    return context
 
 
 class _Keys:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,9 +68,19 @@ class Plan:
                 f"{self.num_active} samples are fewer than one global batch of {lanes * micro_batch}"
                 f" (data.lanes {lanes} x data.micro_batch {micro_batch}): lower one of them"
             )
+        self._remember()
+
+    def _remember(self) -> None:
         # Cached per instance: a lane's epoch is asked for step by step, and its blocks are dear only the first time.
-        self._lane_epoch = lru_cache(maxsize=2 * lanes)(self._cut_lane)
-        self._block = lru_cache(maxsize=4 * lanes)(self._shuffle_block)
+        self._lane_epoch = lru_cache(maxsize=2 * self.lanes)(self._cut_lane)
+        self._block = lru_cache(maxsize=4 * self.lanes)(self._shuffle_block)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lane_epoch", "_block")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._remember()
 
     @property
     def global_batch(self) -> int:

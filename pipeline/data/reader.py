@@ -3,6 +3,7 @@
 import os
 import resource
 from collections import OrderedDict
+from typing import Any
 
 from shards.errors import OwnError
 from shards.manifest import Manifest
@@ -12,14 +13,14 @@ _OPEN_SHARDS = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
 
 class ShardReader:
-    """Reads image bytes by (shard, offset, size); keeps the last shards open.
-
-    Shared between a process and its forks without harm, because every read names its own offset.
-    """
+    """Reads image bytes by (shard, offset, size); keeps the last shards open. In another process it opens its own."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._descriptors: OrderedDict[int, int] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_manifest": self._manifest, "_descriptors": OrderedDict()}
 
     def image_bytes(self, sample_id: int) -> bytes:
         """Bytes of one image, as they were sharded.

@@ -172,7 +172,9 @@ def test_a_rank_that_fails_ends_the_job_and_leaves_no_process(config: Path) -> N
         run = config.parent / "failed"
         wait_for(lambda: len(lines(run, "train")) > 3, job)
         family = psutil.Process(job.pid).children(recursive=True)
-        os.kill(psutil.Process(a_rank_of(job.pid)).children()[0].pid, signal.SIGKILL)
+        for worker in psutil.Process(a_rank_of(job.pid)).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
         _, errors = job.communicate(timeout=60)
     finally:
         end(job)

@@ -202,7 +202,8 @@ def test_a_killed_rank_ends_the_other_node(config: Path) -> None:
 def rank_of(job: Job) -> psutil.Process:
     """The training process of a node, not its launcher before it nor its data workers after it."""
     for process in psutil.Process(job.process.pid).children(recursive=True):
-        if process.environ().get("RANK") is not None:
+        # The launcher's command line ends with that of the rank, and early on it may share its environment too.
+        if process.environ().get("RANK") is not None and "deepspeed.launcher.launch" not in process.cmdline():
             return process
     raise AssertionError(job.end_of_log())
 
