@@ -5,6 +5,7 @@ import atexit
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -24,6 +25,8 @@ _PROBE_EXAMPLE = """example:
 _COMPARE_EXAMPLE = """example:
   alasca compare configs/compare/demo.toml
 """
+
+_SECONDS_TO_SPEAK = 30.0
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.run(args)
         return status
     except InputError as error:
-        if _speaks(error):
+        if _speaks(error) or _nobody_spoke():
             # From a data worker the message arrives under a traceback; its last line is ours.
             line = str(error).strip().splitlines()[-1].split("Error: ", 1)[-1] if "\n" in str(error) else str(error)
             print(f"alasca: {line}", file=sys.stderr)
@@ -63,6 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _speaks(error: InputError) -> bool:
     """Of the processes that a launcher started on a node, the first reports what all of them found."""
     return os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, OwnError)
+
+
+def _nobody_spoke() -> bool:
+    """Wait for the first process of the node to report the mistake; its end makes the launcher end this one.
+
+    Leaving at once would make the launcher end the first process before its line is out. If it does not fail at all,
+    the mistake was found here alone, and is reported here.
+    """
+    time.sleep(_SECONDS_TO_SPEAK)
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:

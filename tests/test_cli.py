@@ -48,13 +48,26 @@ def test_a_mistake_is_one_line_and_status_2(
     assert list(tmp_path.iterdir()) == [config]
 
 
-@pytest.mark.parametrize(("local_rank", "lines"), [("0", 1), ("1", 0)])
-def test_one_process_of_a_node_speaks_for_all(
-    local_rank: str, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_other_processes_of_a_node_wait_for_the_first_to_speak(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    """Leaving at once would make the launcher end the first before its line is out; one left alone says it itself."""
+    waits: list[float] = []
+    said_before: list[str] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        said_before.append(capsys.readouterr().err)
+
+    monkeypatch.setattr("pipeline.cli.time.sleep", wait)
+    monkeypatch.setenv("LOCAL_RANK", "0")
     assert main(["train", "/nowhere.toml"]) == 2
-    assert capsys.readouterr().err.count("\n") == lines
+    assert waits == [] and capsys.readouterr().err.count("\n") == 1
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main(["train", "/nowhere.toml"]) == 2
+    assert len(waits) == 1 and waits[0] >= 20
+    assert said_before == [""] and capsys.readouterr().err.count("\n") == 1
 
 
 def test_help_after_the_configuration_is_help(capsys: pytest.CaptureFixture[str]) -> None:
