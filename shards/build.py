@@ -30,6 +30,7 @@ def build(
     resize: int | None = None,
     samples_per_shard: int = 1000,
     workers: int | None = None,
+    allow_missing: float = 0.0,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the dataset folder `out` from `source` and return it opened.
@@ -42,8 +43,11 @@ def build(
     resize: pixels of the short side; larger images are shrunk and encoded again, all others keep their bytes. An image
     whose header cannot be read is kept, with width and height 0, and listed in `Manifest.source["unreadable"]`.
 
-    Raises InputError, before anything is written, for bad values, for images that are missing, and for a folder that
-    holds something else; and later where an image or the disk fails, keeping what is finished.
+    allow_missing: share of the images (0 to below 1) that may be missing; these are left out, counted in
+    `Manifest.source["counts"]`, and said.
+
+    Raises InputError, before anything is written, for bad values, for images that are missing or named twice, and for a
+    folder that holds something else; and later where an image or the disk fails, keeping what is finished.
     """
     out, progress = Path(out), progress or Progress()
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -56,7 +60,11 @@ def build(
     if source.root is not None and out.resolve().is_relative_to(source.root.resolve()):
         raise InputError(f"--out {out}: lies inside --root {source.root}; write the shards beside the raw images")
     check_folder(out)
-    plan = make_plan(source, seed, noise, resize, samples_per_shard)
+    if not 0 <= allow_missing < 1:
+        raise InputError(f"--allow-missing {allow_missing}: must be a share of the images, from 0 to below 1")
+    plan = make_plan(source, seed, noise, resize, samples_per_shard, allow_missing)
+    if plan.missing:
+        progress.say(f"{source.root}: left out {plan.missing:,} images that are not there")
     if manifest := finished(out, plan.settings):
         progress.say(f"{out}: holds this very build already; nothing to do")
         return manifest
@@ -131,6 +139,7 @@ def _publish(plan: Plan, out: Path, staging: Staging) -> Manifest:
     source["counts"] = {
         "images": len(plan.order),
         "passed_over": plan.source.passed_over,
+        "missing": plan.missing,
         "unreadable": len(unreadable),
     }
     source["unreadable"] = [{"key": key, "reason": reason} for key, reason in unreadable[:5]]

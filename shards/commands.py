@@ -5,13 +5,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.readers import NAMES
+from shards.readers import LAYOUTS
 
 if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --help is quick
     from shards.manifest import Manifest
     from shards.verify import Report
 
 MANY_CLASSES = 30
+
+_SHARD_EXAMPLES = """examples:
+  alasca shard digits --split train --noise symmetric:0.4 --out data/digits/train
+  alasca shard imagefolder --root raw/clothing --split train --resize 256 --out data/clothing/train
+"""
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -22,25 +27,24 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="write a raw dataset as verified webdataset shards",
         description="Write one split of a raw dataset as webdataset shards with a manifest. A killed run continues\n"
         "when called again; equal input and seed give equal bytes, whatever the number of workers.",
-        epilog="examples:\n"
-        "  alasca shard digits --split train --noise symmetric:0.4 --out data/digits/train\n"
-        "  alasca shard imagefolder --root raw/clothing --split train --resize 256 --out data/clothing/train",
+        epilog=f"`alasca shard READER --help` lists the options.\n{_SHARD_EXAMPLES}",
         formatter_class=raw,
     )
-    shard.add_argument("reader", choices=NAMES, metavar="READER", help=f"layout: {', '.join(NAMES)}")
-    shard.add_argument(
-        "--root", type=Path, metavar="RAW", help="raw dataset: ROOT/class/images or ROOT/SPLIT/class/..."
-    )
-    shard.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
-    shard.add_argument("--split", help="which split to read; ROOT/SPLIT where that is a folder (default: train)")
-    shard.add_argument("--noise", metavar="KIND:RATE", help="make labels wrong, as in symmetric:0.4 (default: none)")
-    shard.add_argument("--seed", type=int, default=0, help="of the order and the noise (default: 0)")
-    shard.add_argument(
-        "--resize", type=int, metavar="N", help="shrink the short side to N pixels (default: keep bytes)"
-    )
-    shard.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="default: 1000")
-    shard.add_argument("--workers", type=int, metavar="N", help="processes (default: one per CPU)")
-    shard.set_defaults(run=run_shard)
+    readers = shard.add_subparsers(title="readers, one for each raw layout", metavar="READER", required=True)
+    for name, layout in LAYOUTS.items():
+        parser = readers.add_parser(
+            name, help=layout.help, description=layout.help, epilog=_SHARD_EXAMPLES, formatter_class=raw
+        )
+        _add_shard_options(parser)
+        for option in layout.options:
+            parser.add_argument(
+                f"--{option.name.replace('_', '-')}",
+                help=option.help,
+                metavar=option.metavar,
+                choices=option.choices,
+                default=option.default,
+            )
+        parser.set_defaults(run=run_shard, reader=name)
 
     verify = subparsers.add_parser(
         "verify",
@@ -54,6 +58,26 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verify.set_defaults(run=run_verify)
 
 
+def _add_shard_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", type=Path, metavar="RAW", help="folder of the raw dataset")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
+    parser.add_argument("--split", help="which split to read (default: train)")
+    parser.add_argument("--noise", metavar="KIND:RATE", help="make labels wrong, as in symmetric:0.4 (default: none)")
+    parser.add_argument("--seed", type=int, default=0, help="of the order and the noise (default: 0)")
+    parser.add_argument(
+        "--resize", type=int, metavar="N", help="shrink the short side to N pixels (default: keep bytes)"
+    )
+    parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="default: 1000")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per CPU)")
+    parser.add_argument(
+        "--allow-missing",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="leave out images that are not there, up to this share of all (default: 0)",
+    )
+
+
 def run_shard(args: argparse.Namespace) -> int:
     """Build a dataset folder and say what it holds; raises InputError."""
     from shards import noise, progress
@@ -62,7 +86,8 @@ def run_shard(args: argparse.Namespace) -> int:
 
     began = time.monotonic()
     wanted = noise.parse(args.noise) if args.noise is not None else None
-    source = find(args.reader)(args.root, args.split)
+    options = {option.name: getattr(args, option.name) for option in LAYOUTS[args.reader].options}
+    source = find(args.reader)(args.root, args.split, **options)
     with progress.for_user() as shown:
         for note in source.notes:
             shown.say(f"{args.root}: {note}")
@@ -74,6 +99,7 @@ def run_shard(args: argparse.Namespace) -> int:
             resize=args.resize,
             samples_per_shard=args.samples_per_shard,
             workers=args.workers,
+            allow_missing=args.allow_missing,
             progress=shown,
         )
     for line in _warnings(manifest):

@@ -1,12 +1,13 @@
 """What a build is going to write, decided before the first byte: order, labels, shards."""
 
 import hashlib
+import itertools
 import math
 import os
 import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from shards.errors import InputError
 from shards.manifest import check_classes
 from shards.noise import Noise
 from shards.noise import apply as apply_noise
-from shards.readers.record import Record, Source
+from shards.readers.record import Record, Source, first
 from shards.worker import Task
 
 
@@ -39,6 +40,7 @@ class Plan:
     clean: NDArray[np.int32]
     sizes: NDArray[np.int64]
     noise: dict[str, Any] | None
+    missing: int  # images that the reader named and that are not there; they are in none of the above
 
     @property
     def num_shards(self) -> int:
@@ -67,8 +69,23 @@ class Plan:
         )
 
 
-def make(source: Source, seed: int, noise: Noise | None, resize: int | None, samples_per_shard: int) -> Plan:
+def make(
+    source: Source,
+    seed: int,
+    noise: Noise | None,
+    resize: int | None,
+    samples_per_shard: int,
+    allow_missing: float = 0.0,
+) -> Plan:
     """Look at every record and decide what to write; raises InputError and writes nothing."""
+    _refuse_duplicates(source)
+    sizes, times = _stat(source.records, source.root)
+    there = sizes >= 0
+    missing = int(np.count_nonzero(~there))
+    if missing:
+        _refuse_missing(source, there, allow_missing)
+        kept = [record for record, is_there in zip(source.records, there.tolist(), strict=True) if is_there]
+        source, sizes, times = replace(source, records=kept), sizes[there], times[there]
     records = source.records
     if not records:
         raise InputError(f"{source.reader}: no images to write")
@@ -83,7 +100,6 @@ def make(source: Source, seed: int, noise: Noise | None, resize: int | None, sam
         labels = apply_noise(noise, given, len(source.classes), seed)
         noise_record = noise.record(seed, given, labels)
         clean = np.where(clean < 0, given, clean)  # who asks for noise takes the given labels as true
-    sizes, times = _stat(records, source.root)
     inputs = hashlib.sha256()
     for record, size in zip(records, sizes.tolist(), strict=True):
         body = hashlib.sha256(record.content).hexdigest() if record.content is not None else ""
@@ -105,11 +121,33 @@ def make(source: Source, seed: int, noise: Noise | None, resize: int | None, sam
     }
     stamp = hashlib.sha256(times.tobytes()).hexdigest()
     order = permutation(len(records), seed, Stream.ORDER)
-    return Plan(source, settings, stamp, order, labels, clean, sizes, noise_record)
+    return Plan(source, settings, stamp, order, labels, clean, sizes, noise_record, missing)
+
+
+def _refuse_duplicates(source: Source) -> None:
+    """Raise InputError where two records are one image: it would be counted twice, with labels that may differ."""
+    keys = sorted(record.key for record in source.records)
+    twice = sorted({key for key, following in itertools.pairwise(keys) if key == following})
+    if twice:
+        raise InputError(f"{source.where}: {len(twice):,} images are named twice ({first(twice)}); name each once")
+
+
+def _refuse_missing(source: Source, there: NDArray[np.bool_], allowed: float) -> None:
+    absent = [source.records[i].key for i in np.flatnonzero(~there).tolist()]
+    if len(absent) == len(there):
+        raise InputError(
+            f"{source.where}: none of its {len(absent):,} images is there ({first(absent)}); is this the right folder?"
+        )
+    if len(absent) > allowed * len(there):
+        share = math.ceil(1e4 * len(absent) / len(there)) / 1e4
+        raise InputError(
+            f"{source.where}: {len(absent):,} of {len(there):,} images are missing ({first(absent)}); bring them, or "
+            f"leave them out with --allow-missing {share:g}"
+        )
 
 
 def _stat(records: Sequence[Record], root: Path | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return size in bytes and modification time in ns of every image, int64 [N] each."""
+    """Return size in bytes and modification time in ns of every image, int64 [N] each; -1 where there is none."""
 
     def one(record: Record) -> tuple[int, int]:
         if record.content is not None:
@@ -118,6 +156,8 @@ def _stat(records: Sequence[Record], root: Path | None) -> tuple[NDArray[np.int6
         path = os.path.join(root, record.key)
         try:
             status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return -1, 0
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from None
         if not stat.S_ISREG(status.st_mode) or status.st_size >= 2**32:
@@ -128,5 +168,6 @@ def _stat(records: Sequence[Record], root: Path | None) -> tuple[NDArray[np.int6
         return [one(record) for record in records[start : start + 4096]]
 
     with ThreadPoolExecutor(16) as pool:  # network file systems answer slowly, but many at once
-        found = np.array([pair for chunk in pool.map(some, range(0, len(records), 4096)) for pair in chunk])
-    return found[:, 0].astype(np.int64), found[:, 1].astype(np.int64)
+        chunks = pool.map(some, range(0, len(records), 4096))
+        found = np.array([pair for chunk in chunks for pair in chunk], dtype=np.int64).reshape(-1, 2)
+    return found[:, 0], found[:, 1]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.errors import InputError
-from shards.readers.record import EXTENSIONS, Record, Source
+from shards.readers.record import EXTENSIONS, Record, Source, first
 
 # fmt: off
 OTHER_IMAGES = {
@@ -66,17 +66,17 @@ def _read(root: Path, split: str) -> Source:
             empty.append(name)
     if refused:
         raise InputError(
-            f"--root {root}: {len(refused):,} images are neither JPEG, PNG nor WebP ({_first(refused)}); "
+            f"--root {root}: {len(refused):,} images are neither JPEG, PNG nor WebP ({first(sorted(refused))}); "
             "convert them to one of these, or move them away"
         )
     if not records:
         raise InputError(f"--root {root}: no images (.jpg .jpeg .png .webp) in its {len(classes):,} class folders")
     if empty:
         raise InputError(
-            f"--root {root}: {len(empty):,} class folders hold no image ({_first(empty)}); fill or remove them"
+            f"--root {root}: {len(empty):,} class folders hold no image ({first(empty)}); fill or remove them"
         )
     records.sort()
-    notes = (f"passed over {len(ignored):,} files that are no images ({_first(ignored)})",) if ignored else ()
+    notes = (f"passed over {len(ignored):,} files that are no images ({first(sorted(ignored))})",) if ignored else ()
     return Source("imagefolder", split, classes, records, root, passed_over=len(ignored), notes=notes)
 
 
@@ -93,8 +93,3 @@ def _files(folder: str, relative: str) -> Iterator[str]:
             if entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve()):
                 raise InputError(f"{entry.path}: a link to a folder that contains it; remove the link")
             yield from _files(entry.path, path)
-
-
-def _first(names: list[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

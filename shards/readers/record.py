@@ -37,6 +37,11 @@ class Source:
     passed_over: int = 0
     notes: tuple[str, ...] = ()
 
+    @property
+    def where(self) -> str:
+        """How messages name it."""
+        return f"--root {self.root}" if self.root is not None else self.reader
+
 
 def content(record: Record, root: Path | None) -> bytes:
     """Return the encoded image. Raises OSError where its file cannot be read."""
@@ -45,3 +50,8 @@ def content(record: Record, root: Path | None) -> bytes:
     assert root is not None, "a record without content needs a root"
     with open(os.path.join(root, record.key), "rb") as file:
         return file.read()
+
+
+def first(names: Sequence[str]) -> str:
+    """Return the first five of many names, for a message."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import os
 import shutil
@@ -219,7 +220,7 @@ def test_broken_images_are_kept_counted_and_named(raw: Path, tmp_path: Path) -> 
         file.write_bytes(b"<html>404</html>")
     broken[0].write_bytes(b"")
     manifest = again(root, tmp_path / "out")
-    assert manifest.source["counts"] == {"images": 60, "passed_over": 0, "unreadable": 7}
+    assert manifest.source["counts"] == {"images": 60, "passed_over": 0, "missing": 0, "unreadable": 7}
     names = {str(file.relative_to(root)) for file in broken}
     assert len(manifest.source["unreadable"]) == 5
     assert {bad["key"] for bad in manifest.source["unreadable"]} < names
@@ -229,15 +230,50 @@ def test_broken_images_are_kept_counted_and_named(raw: Path, tmp_path: Path) -> 
     assert verify(tmp_path / "out").differences == ()
 
 
-def test_a_missing_image_is_named_before_anything_is_written(raw: Path, tmp_path: Path) -> None:
+def test_missing_images_are_counted_and_named_or_left_out(raw: Path, tmp_path: Path) -> None:
     root = shutil.copytree(raw, tmp_path / "raw")
     source = imagefolder.read(root, None)
-    (root / source.records[5].key).unlink()
+    lost = [record.key for record in source.records[3:40:6]]
+    for key in lost:
+        (root / key).unlink()
+    out = tmp_path / "out"
+    with pytest.raises(InputError) as caught:
+        build(source, out, workers=1, allow_missing=0.1)
+    message = str(caught.value)
+    assert f"{root}: 7 of 60 images are missing ({', '.join(lost[:5])}, ...)" in message
+    assert message.endswith("--allow-missing 0.1167") and not out.exists()
+
+    said: list[str] = []
+    progress = Progress()
+    progress.say = said.append  # type: ignore[method-assign]
+    manifest = build(source, out, workers=1, allow_missing=0.1167, progress=progress)
+    assert said == [f"{root}: left out 7 images that are not there"]
+    assert manifest.num_samples == 53 and manifest.source["counts"]["missing"] == 7
+    left = {record.key: record.label for record in source.records if record.key not in lost}
+    assert {manifest.key(i): int(manifest.labels[i]) for i in range(53)} == left
+    assert verify(out).differences == ()
+
+
+def test_nothing_there_is_another_message(raw: Path, tmp_path: Path) -> None:
+    source = dataclasses.replace(imagefolder.read(raw, None), root=tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"none of its 60 images is there .* right folder\?"):
+        build(source, tmp_path / "out", workers=1, allow_missing=0.9)
+
+
+def test_a_link_to_nothing_is_a_missing_image(raw: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(raw, tmp_path / "raw")
     (root / "bird/gone.jpg").symlink_to("nowhere.jpg")
-    for records in (source, imagefolder.read(root, None)):
-        with pytest.raises(InputError, match=r"(im,.*|gone\.jpg): cannot be read \(No such file"):
-            build(records, tmp_path / "out", workers=1)
-    assert os.listdir(tmp_path) == ["raw"]
+    with pytest.raises(InputError, match=r"1 of 61 images are missing \(bird/gone\.jpg\)"):
+        build(imagefolder.read(root, None), tmp_path / "out", workers=1)
+
+
+def test_an_image_named_twice_is_refused(raw: Path, tmp_path: Path) -> None:
+    source = imagefolder.read(raw, None)
+    again = dataclasses.replace(source, records=sorted([*source.records, source.records[7]._replace(label=0)]))
+    with pytest.raises(InputError, match="1 images are named twice") as caught:
+        build(again, tmp_path / "out", workers=1)
+    assert source.records[7].key in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_name_that_is_no_text_is_named(raw: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import argparse
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -86,12 +87,18 @@ def test_help_shows_an_example_and_every_reader(capsys: pytest.CaptureFixture[st
         assert caught.value.code == 0
         printed = capsys.readouterr().out
         assert example in printed
-        assert command == "verify" or all(name in printed for name in readers.NAMES)
+        assert command == "verify" or all(name in printed for name in readers.LAYOUTS)
 
 
-@pytest.mark.parametrize("name", readers.NAMES)
-def test_every_reader_is_there(name: str) -> None:
-    assert callable(readers.find(name))
+@pytest.mark.parametrize("name", readers.LAYOUTS)
+def test_every_reader_is_there_and_explains_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = [option.name for option in readers.LAYOUTS[name].options]
+    assert list(inspect.signature(readers.find(name)).parameters) == ["root", "split", *wanted]
+    with pytest.raises(SystemExit) as caught:
+        alasca("shard", name, "--help")
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(f"--{option.replace('_', '-')}" in printed for option in ("root", "noise", *wanted))
 
 
 def test_imports_are_light() -> None:

@@ -113,18 +113,18 @@ from shards.build import build
 from shards.readers.record import Record, Source
 
 if __name__ == "__main__":
-    records = [Record("bird/one.png", "png", 0)] * 60_000
-    source = Source("long", "train", ("bird",), records, Path(sys.argv[1]))
+    image = Path(sys.argv[1]).read_bytes()
+    records = [Record(f"bird/{i:05d}.png", "png", 0, content=image) for i in range(60_000)]
+    source = Source("long", "train", ("bird",), records)
     build(source, sys.argv[2], samples_per_shard=30_000, workers=2)
 """
 
 
 def test_ctrl_c_does_not_wait_for_the_shards_under_way(tmp_path: Path, picture: Callable[..., Image.Image]) -> None:
-    (tmp_path / "raw/bird").mkdir(parents=True)
-    picture(1).save(tmp_path / "raw/bird/one.png")
+    picture(1).save(tmp_path / "one.png")
     out, script = tmp_path / "out", tmp_path / "script.py"
     script.write_text(LONG_SHARDS)
-    process = subprocess.Popen([sys.executable, str(script), tmp_path / "raw", out], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, str(script), tmp_path / "one.png", out], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(list(out.glob(".build/shard-*.tmp"))) < 2:
         assert process.poll() is None
