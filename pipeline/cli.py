@@ -6,25 +6,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeAlias
 
 from shards import commands as shard_commands
 from shards.errors import InputError, OwnError
 
-_TRAIN_EXAMPLE = """example:
-  alasca train configs/imagefolder.toml --data.train data/clothing/train --optim.epochs 5
-  torchrun --nproc-per-node 8 launch/train.py configs/imagefolder.toml --resume auto
-"""
-_EVAL_EXAMPLE = """example:
-  alasca eval runs/demo/alasca-seed0 --data data/digits/test
-"""
-_PROBE_EXAMPLE = """example:
-  alasca probe runs/demo/alasca-seed0 --train data/digits/train --test data/digits/test
-"""
-_COMPARE_EXAMPLE = """example:
-  alasca compare configs/compare/demo.toml
-"""
+Parser = argparse.ArgumentParser
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Run = Callable[[argparse.Namespace], int]
 
 _SECONDS_TO_SPEAK = 30.0
 
@@ -90,17 +80,34 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_probe(commands)
     _add_compare(commands)
+    _add_doctor(commands)
     return parser
 
 
-def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _command(commands: Commands, name: str, help_: str, run: Run, examples: str, usage: str | None = None) -> Parser:
+    """Add a sub-command; `run` takes the parsed arguments and returns an exit status."""
     parser = commands.add_parser(
-        "train",
-        help="train one run; the same under torchrun, deepspeed or alone",
-        usage="alasca train CONFIG [--section.key VALUE ...] [--resume auto|PATH|none]",
-        epilog=_TRAIN_EXAMPLE,
+        name,
+        help=help_,
+        description=help_[0].upper() + help_[1:] + ".",
+        usage=usage,
+        epilog=f"example:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_train(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "train",
+        "train one run; the same under torchrun, deepspeed or alone",
+        _train,
+        "  alasca train configs/imagefolder.toml --data.train data/clothing/train --optim.epochs 5\n"
+        "  torchrun --nproc-per-node 8 launch/train.py configs/imagefolder.toml --resume auto",
+        usage="alasca train CONFIG [--section.key VALUE ...] [--resume auto|PATH|none]",
     )
     parser.add_argument("config", metavar="CONFIG", help="TOML file; pipeline/config.py lists the keys")
     parser.add_argument(
@@ -109,7 +116,6 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="...",
         help="any key of the file, over it; --resume X is short for --run.resume X",
     )
-    parser.set_defaults(run=_train)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -131,20 +137,22 @@ def _resume_key(word: str) -> str:
     return "--run." + word[2:] if word == "--resume" or word.startswith("--resume=") else word
 
 
-def _add_eval(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
+def _add_eval(commands: Commands) -> None:
+    parser = _command(
+        commands,
         "eval",
-        help="accuracy of a run's newest checkpoint on a dataset",
-        epilog=_EVAL_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "accuracy of a run's newest checkpoint on a dataset",
+        _eval,
+        "  alasca eval runs/demo/alasca-seed0 --data data/digits/test\n"
+        "  alasca eval runs/half --held-out --class-errors errors.json",
     )
     parser.add_argument("folder", metavar="RUN", help="folder of the run")
-    parser.add_argument("--data", required=True, metavar="DIR", help="dataset with the classes of the run")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--data", metavar="DIR", help="dataset with the classes of the run")
+    which.add_argument("--held-out", action="store_true", help="what data.subset left out of its own training data")
     parser.add_argument(
         "--class-errors", metavar="FILE", help="also write the error of each class, for method.har.class_errors"
     )
-    parser.set_defaults(run=_eval)
 
 
 def _eval(args: argparse.Namespace) -> int:
@@ -155,10 +163,10 @@ def _eval(args: argparse.Namespace) -> int:
     from pipeline.train.stored import StoredRun
 
     run = StoredRun(Path(args.folder))
-    manifest = open_set(args.data, run.classes, "--data")
+    manifest, ids = run.held_out() if args.held_out else (open_set(args.data, run.classes, "--data"), None)
     world = dist.start(run.config.dist.timeout)
-    figures = run.evaluate(manifest, world)
-    errors = run.class_errors(manifest, world) if args.class_errors else {}
+    figures = run.evaluate(manifest, world, ids)
+    errors = run.class_errors(manifest, world, ids) if args.class_errors else {}
     dist.stop()
     if world.rank == 0:
         if args.class_errors:
@@ -169,13 +177,13 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_probe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
+def _add_probe(commands: Commands) -> None:
+    parser = _command(
+        commands,
         "probe",
-        help="accuracy of linear classifiers on the frozen features of a run's stages, learnt from clean labels",
-        epilog=_PROBE_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "accuracy of linear classifiers on the frozen features of a run's stages, learnt from clean labels",
+        _probe,
+        "  alasca probe runs/demo/alasca-seed0 --train data/digits/train --test data/digits/test",
     )
     parser.add_argument("folder", metavar="RUN", help="folder of the run")
     parser.add_argument("--train", required=True, metavar="DIR", help="dataset whose clean labels are learnt")
@@ -188,7 +196,6 @@ def _add_probe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action="store_true",
         help="take the given labels of --train for clean where no clean ones are known",
     )
-    parser.set_defaults(run=_probe)
 
 
 def _probe(args: argparse.Namespace) -> int:
@@ -208,19 +215,34 @@ def _probe(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
+def _add_compare(commands: Commands) -> None:
+    parser = _command(
+        commands,
         "compare",
-        help="train several methods on the same batches and print one table; finished runs are reused",
-        epilog=_COMPARE_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "train several methods on the same batches and print one table; finished runs are reused",
+        _compare,
+        "  alasca compare configs/compare/demo.toml",
     )
     parser.add_argument("config", metavar="CONFIG", help="TOML file naming methods and seeds")
-    parser.set_defaults(run=_compare)
 
 
 def _compare(args: argparse.Namespace) -> int:
     from pipeline.report.compare import compare
 
     return compare(args.config)
+
+
+def _add_doctor(commands: Commands) -> None:
+    _command(
+        commands,
+        "doctor",
+        "look at the installation, the GPUs and this machine, and say what to type where something is wrong",
+        _doctor,
+        "  alasca doctor\n\nNeeds no network. Exit status 1 where anything fails, else 0.",
+    )
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from pipeline.doctor.examine import examine
+
+    return examine()

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -38,6 +38,11 @@ class Data(Section):
     augment: Literal["resized_crop", "pad_crop", "none"] = "resized_crop"
     flip: bool = True
     shuffle_shards: Count = 16
+    subset: Annotated[float, Field(gt=0, le=1)] | str | None = (
+        None  # a share, a part as in "1/2", or a file of ids or keys
+    )
+    relabel: str | None = None  # a CSV file: id or key, label (a class, or drop)
+    balance: Literal[False] | Count | Literal[True] = False  # class-balanced epochs; a number: of so many samples
     max_bad_fraction: Fraction = 0.001
     max_pixels: Count = 178_956_970  # Pillow's own limit for a decompression bomb
 
@@ -81,9 +86,14 @@ class SymmetricCrossEntropy(Section):
 
 
 class HiddenGradients(Section):
-    """HAR (Cao et al. 2021); `class_errors` is a file of `alasca eval --class-errors`, for its weights by class."""
+    """HAR (Cao et al. 2021); the mean of `class_errors`, files of `alasca eval`, gives its weights by class."""
 
-    class_errors: str | None = None
+    class_errors: tuple[str, ...] | None = None
+
+    @field_validator("class_errors", mode="before")
+    @classmethod
+    def _one_is_enough(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
 
 
 class InputJacobian(Section):

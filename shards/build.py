@@ -68,6 +68,8 @@ def build(
     if manifest := finished(out, plan.settings):
         progress.say(f"{out}: holds this very build already; nothing to do")
         return manifest
+    if noise is not None:
+        plan = plan.with_noise(noise, progress)
     try:
         with Staging(out, plan.settings, plan.stamp, progress) as staging:
             todo = [index for index in range(plan.num_shards) if staging.sidecar(shard_name(index)) is None]

@@ -1,4 +1,4 @@
-"""The sub-commands `shard` and `verify` of the command line."""
+"""The sub-commands `shard`, `inspect` and `verify` of the command line."""
 
 import argparse
 import time
@@ -9,9 +9,6 @@ from shards.readers import LAYOUTS
 
 if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --help is quick
     from shards.manifest import Manifest
-    from shards.verify import Report
-
-MANY_CLASSES = 30
 
 _SHARD_EXAMPLES = """examples:
   alasca shard digits --split train --noise symmetric:0.4 --out data/digits/train
@@ -46,6 +43,21 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
             )
         parser.set_defaults(run=run_shard, reader=name)
 
+    inspect = subparsers.add_parser(
+        "inspect",
+        help="show what a dataset folder holds: origin, classes, noise, image sizes, pictures",
+        description="Read the manifest and the sample table, and print how the dataset was made, its classes, what is\n"
+        "known of its noise, and its image sizes. Nothing is hashed: `alasca verify` does that.",
+        epilog="examples:\n  alasca inspect data/clothing/train\n"
+        "  alasca inspect data/clothing/train --sheet clothing.png --images 100",
+        formatter_class=raw,
+    )
+    inspect.add_argument("dir", type=Path, metavar="DIR", help="a folder written by `alasca shard`")
+    inspect.add_argument("--sheet", type=Path, metavar="FILE.png", help="also draw some of its pictures, with labels")
+    inspect.add_argument("--images", type=int, default=64, metavar="N", help="pictures on the sheet (default: 64)")
+    inspect.add_argument("--seed", type=int, default=0, help="of the choice of pictures (default: 0)")
+    inspect.set_defaults(run=run_inspect)
+
     verify = subparsers.add_parser(
         "verify",
         help="compare a dataset folder with its manifest, byte for byte",
@@ -62,7 +74,12 @@ def _add_shard_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, metavar="RAW", help="folder of the raw dataset")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
     parser.add_argument("--split", help="which split to read (default: train)")
-    parser.add_argument("--noise", metavar="KIND:RATE", help="make labels wrong, as in symmetric:0.4 (default: none)")
+    parser.add_argument(
+        "--noise",
+        metavar="KIND:RATE",
+        help="make labels wrong, as in symmetric:0.4 (default: none); KIND is symmetric, symmetric-all, asymmetric, "
+        "pair or instance; or matrix:FILE, K rows of K numbers; docs/noise.md explains them",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the order and the noise (default: 0)")
     parser.add_argument(
         "--resize", type=int, metavar="N", help="shrink the short side to N pixels (default: keep bytes)"
@@ -108,15 +125,36 @@ def run_shard(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_inspect(args: argparse.Namespace) -> int:
+    """Print what a dataset folder holds and draw some of it where asked; raises InputError."""
+    from shards import inspection, sheet
+    from shards.manifest import Manifest
+
+    manifest = Manifest.load(args.dir)
+    lines = inspection.lines(manifest)
+    if args.sheet is not None:
+        drawn = sheet.draw(manifest, args.sheet, images=args.images, seed=args.seed)
+        lines += ["", f"{args.sheet}: {drawn.pictures:,} pictures, {drawn.undecodable:,} of them cannot be decoded"]
+    print(f"{args.dir}: {describe(manifest)}")
+    for line in [*_warnings(manifest), *lines]:
+        print(line)
+    print(f"\nthis was a look; `alasca verify {args.dir}` hashes everything")
+    return 0
+
+
 def run_verify(args: argparse.Namespace) -> int:
     """Print what differs and the classes; return 1 where anything differs; raises InputError."""
-    from shards import progress
+    from shards import inspection, progress
     from shards.verify import verify
 
     with progress.for_user() as shown:
         report = verify(args.dir, shown)
     print(f"{args.dir}: {describe(report.manifest)}")
-    for line in [*_warnings(report.manifest), *_class_lines(report)]:
+    lines = _warnings(report.manifest)
+    if report.labels is not None:
+        lines += inspection.class_lines(report.manifest.classes, report.labels)
+        lines += inspection.noise_lines(report.labels)
+    for line in lines:
         print(line)
     for line in report.differences:
         print(f"DIFFERS  {line}")
@@ -147,19 +185,3 @@ def _warnings(manifest: "Manifest") -> list[str]:
         return []
     first = "; ".join(f"{bad['key']}: {bad['reason']}" for bad in manifest.source["unreadable"])
     return [f"WARNING  {count:,} images cannot be read; kept as they are, training gives them no weight ({first})"]
-
-
-def _class_lines(report: "Report") -> list[str]:
-    if report.given is None:
-        return []
-    order = range(len(report.given))
-    lines = [f"{'given':>10} {'clean':>10}  class" if report.clean is not None else f"{'given':>10}  class"]
-    for label in order:
-        clean = f" {report.clean[label]:>10,}" if report.clean is not None else ""
-        lines.append(f"{report.given[label]:>10,}{clean}  {report.manifest.classes[label]}")
-    if len(order) > MANY_CLASSES:
-        half = MANY_CLASSES // 2
-        lines[half + 1 : -half] = [f"{'...':>10}  {len(order) - 2 * half:,} more classes"]
-    if report.noise_rate is not None:
-        lines.append(f"{report.noise_rate:.2%} of the given labels are wrong, where the clean label is known")
-    return lines

@@ -11,7 +11,7 @@ Nothing here is pickled, and opening it hashes nothing: `shards.verify` does.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -212,6 +212,15 @@ class Manifest:
         start = int(self.table["key"][sample])
         stop = int(self.table["key"][sample + 1]) if sample + 1 < self.num_samples else self.files[KEYS].bytes
         return self._keys[start:stop].tobytes().decode()
+
+    def keys(self) -> Iterator[str]:
+        """Yield the keys of all samples, by id; much faster than asking for each."""
+        blob = self._keys.tobytes()
+        ends = [*self.table["key"][1:].tolist(), len(blob)]
+        start = 0
+        for end in ends:
+            yield blob[start:end].decode()
+            start = end
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.root, self.fingerprint)

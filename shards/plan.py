@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from shards.errors import InputError
 from shards.manifest import check_classes
 from shards.noise import Noise
 from shards.noise import apply as apply_noise
+from shards.progress import Progress
 from shards.readers.record import Record, Source, first
 from shards.worker import Task
 
@@ -68,6 +69,20 @@ class Plan:
             build,
         )
 
+    def with_noise(self, noise: Noise, progress: Progress) -> Self:
+        """Return the plan with noisy labels; raises InputError where the noise does not fit the dataset.
+
+        Not a part of `make`: it may have to decode every image, which a folder that is finished does not need.
+        """
+        seed = self.settings["seed"]
+        labels = apply_noise(noise, self.source, seed, progress)
+        # Who asks for noise takes the given labels as true.
+        clean = np.where(self.clean < 0, self.labels, self.clean)
+        # Another Pillow may decode other pixels, hence other labels: an unfinished build must not mix the two.
+        stamp = hashlib.sha256(self.stamp.encode() + labels.tobytes()).hexdigest()
+        record = noise.record(seed, self.labels, labels)
+        return replace(self, labels=labels, clean=clean, stamp=stamp, noise=record)
+
 
 def make(
     source: Source,
@@ -77,7 +92,7 @@ def make(
     samples_per_shard: int,
     allow_missing: float = 0.0,
 ) -> Plan:
-    """Look at every record and decide what to write; raises InputError and writes nothing."""
+    """Look at every record and decide what to write, before `noise`; raises InputError and writes nothing."""
     _refuse_duplicates(source)
     sizes, times = _stat(source.records, source.root)
     there = sizes >= 0
@@ -95,14 +110,9 @@ def make(
     given = np.array([record.label for record in records], dtype=np.int32)
     assert given.min() >= 0 and given.max() < len(source.classes), "labels are indices of classes"
     clean = np.array([record.clean_label for record in records], dtype=np.int32)
-    labels, noise_record = given, None
-    if noise is not None:
-        labels = apply_noise(noise, given, len(source.classes), seed)
-        noise_record = noise.record(seed, given, labels)
-        clean = np.where(clean < 0, given, clean)  # who asks for noise takes the given labels as true
     inputs = hashlib.sha256()
     for record, size in zip(records, sizes.tolist(), strict=True):
-        body = hashlib.sha256(record.content).hexdigest() if record.content is not None else ""
+        body = hashlib.sha256(record.content).hexdigest() if isinstance(record.content, bytes) else ""
         try:
             line = f"{record.key}\0{record.extension}\0{record.label}\0{record.clean_label}\0{size}\0{body}\n".encode()
         except UnicodeEncodeError:
@@ -113,7 +123,7 @@ def make(
         "options": source.options,
         "split": source.split,
         "seed": seed,
-        "noise": f"{noise.kind}:{noise.rate}" if noise else None,
+        "noise": noise.text if noise else None,
         "resize": resize,
         "samples_per_shard": samples_per_shard,
         "classes": list(source.classes),
@@ -121,7 +131,7 @@ def make(
     }
     stamp = hashlib.sha256(times.tobytes()).hexdigest()
     order = permutation(len(records), seed, Stream.ORDER)
-    return Plan(source, settings, stamp, order, labels, clean, sizes, noise_record, missing)
+    return Plan(source, settings, stamp, order, given, clean, sizes, None, missing)
 
 
 def _refuse_duplicates(source: Source) -> None:
@@ -150,19 +160,21 @@ def _stat(records: Sequence[Record], root: Path | None) -> tuple[NDArray[np.int6
     """Return size in bytes and modification time in ns of every image, int64 [N] each; -1 where there is none."""
 
     def one(record: Record) -> tuple[int, int]:
-        if record.content is not None:
-            return len(record.content), 0
+        part = record.content
+        if isinstance(part, bytes):
+            return len(part), 0
         assert root is not None
-        path = os.path.join(root, record.key)
+        path = os.path.join(root, part.path if part else record.key)
         try:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return -1, 0
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from None
-        if not stat.S_ISREG(status.st_mode) or status.st_size >= 2**32:
+        size = part.size if part else status.st_size
+        if not stat.S_ISREG(status.st_mode) or size >= 2**32:
             raise InputError(f"{path}: not a file of less than 4 GiB; remove it")
-        return status.st_size, status.st_mtime_ns
+        return size, status.st_mtime_ns
 
     def some(start: int) -> list[tuple[int, int]]:
         return [one(record) for record in records[start : start + 4096]]

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from shards.errors import InputError
 from shards.manifest import BUILD_FOLDER, KEYS, MANIFEST, SAMPLES, Manifest, canonical
+from shards.noise import recorded
 from shards.progress import Progress
 from shards.publication import replace
 
@@ -50,7 +51,7 @@ def finished(out: Path, settings: dict[str, Any]) -> Manifest | None:
     there = manifest.source | {
         "split": manifest.split,
         "classes": list(manifest.classes),
-        "noise": f"{manifest.noise['kind']}:{manifest.noise['rate']}" if manifest.noise else None,
+        "noise": recorded(manifest.noise) if manifest.noise else None,
     }
     _compare(out, "another build", there, settings)
     shutil.rmtree(out / BUILD_FOLDER, ignore_errors=True)  # left where a build was killed in its last moment

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.inspection import Labels
 from shards.manifest import KEYS, SAMPLES, Manifest
 from shards.progress import Progress
 from shards.tar import DamagedTar, index_tar, stem
@@ -22,16 +23,13 @@ LINES_PER_SHARD = 5
 class Report:
     """What was found.
 
-    differences: one line each, empty where all is well. given, clean: samples per class, int64 [K]; `clean` is None
-    where no true label is known, and both where the table cannot be read. noise_rate: share of given labels that
-    differ from the clean ones, among samples whose clean label is known.
+    differences: one line each, empty where all is well. labels: how they are spread; None where the table cannot be
+    read.
     """
 
     manifest: Manifest
     differences: tuple[str, ...]
-    given: NDArray[np.int64] | None
-    clean: NDArray[np.int64] | None
-    noise_rate: float | None
+    labels: Labels | None
 
 
 def verify(path: str | Path, progress: Progress | None = None) -> Report:
@@ -62,7 +60,8 @@ def verify(path: str | Path, progress: Progress | None = None) -> Report:
         for shard, found in zip(manifest.shards, pool.map(check, range(len(manifest.shards))), strict=True):
             differences += found
             progress.advance(shard.samples)
-    return Report(manifest, tuple(dict.fromkeys(differences)), *_histogram(manifest, table))
+    labels = None if table is None else Labels.of(table, manifest.num_classes)
+    return Report(manifest, tuple(dict.fromkeys(differences)), labels)
 
 
 def _table(manifest: Manifest) -> NDArray[Any] | None:
@@ -127,20 +126,3 @@ def _check_shard(manifest: Manifest, index: int, first: int, rows: NDArray[Any] 
     if len(found) > LINES_PER_SHARD:
         found[LINES_PER_SHARD:] = [f"{shard.name}: {len(found) - LINES_PER_SHARD:,} more differences"]
     return found
-
-
-def _histogram(
-    manifest: Manifest, table: NDArray[Any] | None
-) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None, float | None]:
-    if table is None:
-        return None, None, None
-
-    def count(labels: NDArray[np.int32]) -> NDArray[np.int64]:
-        inside = labels[(labels >= 0) & (labels < manifest.num_classes)]
-        return np.bincount(inside, minlength=manifest.num_classes)
-
-    known = table["clean_label"] >= 0
-    if not known.any():
-        return count(table["label"]), None, None
-    wrong = table["label"][known] != table["clean_label"][known]
-    return count(table["label"]), count(table["clean_label"]), float(wrong.mean())

@@ -15,6 +15,7 @@ from typing import Any, Self
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.augment import Augment, eval_view, sample_rng, train_view
@@ -22,6 +23,8 @@ from pipeline.data.decode import Pixels, UndecodableImageError, decode
 from pipeline.data.plan import Ids, Plan
 from pipeline.data.reader import ShardReader
 from shards.manifest import Manifest
+
+Labels = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,17 @@ class TrainBatches(Dataset[Batch]):
     """Map from (epoch, step, lane) to its micro-batch; holds no other state."""
 
     def __init__(
-        self, manifest: Manifest, plan: Plan, *, crop: int, augment: Augment, flip: bool, max_pixels: int
+        self,
+        manifest: Manifest,
+        plan: Plan,
+        labels: Labels,
+        *,
+        crop: int,
+        augment: Augment,
+        flip: bool,
+        max_pixels: int,
     ) -> None:
-        self._manifest, self._plan = manifest, plan
+        self._labels, self._plan = labels, plan
         self._crop, self._augment, self._flip, self._max_pixels = crop, augment, flip, max_pixels
         self._reader = ShardReader(manifest)
 
@@ -79,24 +90,28 @@ class TrainBatches(Dataset[Batch]):
             )
 
         pixels, bad = _read(self._reader, ids, self._crop, self._max_pixels, view)
-        return _batch(self._manifest, ids, self._plan.positions(ids), pixels, bad)
+        return _batch(self._labels, ids, self._plan.positions(ids), pixels, bad)
 
 
 class EvalBatches(Dataset[Batch]):
-    """Map from a half-open range of ids to their batch."""
+    """Map from a half-open range of places in `ids` (by default all of them) to their batch, with the given labels."""
 
-    def __init__(self, manifest: Manifest, *, crop: int, augment: Augment, max_pixels: int) -> None:
-        self._manifest, self._crop, self._augment, self._max_pixels = manifest, crop, augment, max_pixels
+    def __init__(
+        self, manifest: Manifest, ids: Ids | None = None, *, crop: int, augment: Augment, max_pixels: int
+    ) -> None:
+        self._manifest = manifest
+        self._ids = np.arange(manifest.num_samples, dtype=np.int64) if ids is None else ids
+        self._crop, self._augment, self._max_pixels = crop, augment, max_pixels
         self._reader = ShardReader(manifest)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
-        ids = np.arange(*key, dtype=np.int64)
+        ids = self._ids[slice(*key)]
 
         def view(image: Pixels, sample_id: int) -> Pixels:
             return eval_view(image, self._crop, self._augment)
 
         pixels, bad = _read(self._reader, ids, self._crop, self._max_pixels, view)
-        return _batch(self._manifest, ids, ids, pixels, bad)
+        return _batch(self._manifest.labels, ids, ids, pixels, bad)
 
 
 def train_keys(plan: Plan, lanes: range, start_step: int, stop_step: int) -> Iterator[tuple[int, int, int]]:
@@ -217,11 +232,11 @@ def _read(
     return pixels, tuple(bad.values())
 
 
-def _batch(manifest: Manifest, ids: Ids, positions: Ids, pixels: np.ndarray[Any, Any], bad: tuple[Bad, ...]) -> Batch:
+def _batch(given: Labels, ids: Ids, positions: Ids, pixels: np.ndarray[Any, Any], bad: tuple[Bad, ...]) -> Batch:
     bad_ids = {b.sample_id for b in bad}
     return Batch(
         images=torch.from_numpy(pixels),
-        labels=torch.from_numpy(manifest.labels[ids].astype(np.int64)),
+        labels=torch.from_numpy(given[ids].astype(np.int64)),
         positions=torch.from_numpy(np.array(positions, dtype=np.int64)),
         valid=torch.tensor([i not in bad_ids for i in ids.tolist()]),
         bad=bad,

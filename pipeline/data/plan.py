@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.balance import Balance
 from shards.errors import InputError
 from shards.manifest import Manifest
 
 Ids = NDArray[np.int64]
 
 _SHARD_ORDER = 0  # last word of the random key; blocks count from 1
+_BALANCE = 1  # follows it
 _STREAM = 0  # keeps these random numbers apart from those of the augmentation
 
 
@@ -25,16 +27,23 @@ class Plan:
     divides `lanes` gives the same micro-batches. Nothing is stored between calls: every answer is a function of its
     arguments.
 
+    With `balance`, an epoch of a lane is a fresh part of its samples that holds every class equally often: class totals
+    of an epoch differ by one at most where every lane has enough of every class (`pipeline.data.balance`), and by what
+    `deficit` says where not. The rest is as above.
+
     Args:
         manifest_or_shard_sizes: a dataset, or the number of samples in each shard.
         lanes: streams L; the world size must divide it.
         micro_batch: samples m of one lane in one step.
         seed: any int >= 0.
         active: ids in use, in any order (all of them by default).
+        balance: label of every id, [N], to balance by; True takes those of the dataset.
+        epoch_samples: samples of a balanced epoch (default: of each class as many as the rarest one has).
         shuffle_shards: shards whose samples are shuffled together; what a reader holds open.
 
     Raises:
-        InputError: fewer samples than one global batch, or `active` names an id twice or outside the dataset.
+        InputError: fewer samples than one global batch, `active` names an id twice or outside the dataset, or a
+            balanced epoch of more samples than there are.
     """
 
     def __init__(
@@ -45,6 +54,8 @@ class Plan:
         micro_batch: int,
         seed: int,
         active: Sequence[int] | NDArray[np.integer] | None = None,
+        balance: bool | NDArray[np.integer] | None = None,
+        epoch_samples: int | None = None,
         shuffle_shards: int = 16,
     ) -> None:
         for name, value, least in (
@@ -62,10 +73,16 @@ class Plan:
         total = int(self._shard_ends[-1]) if len(self._shard_ends) else 0
         self._active = None if active is None else _checked(active, total)
         self.num_active = total if self._active is None else len(self._active)
-        self.steps_per_epoch = self.num_active // (lanes * micro_batch)
+        self._balance: Balance | None = None
+        if balance is not None and balance is not False:
+            labels = given.labels if balance is True and isinstance(given, Manifest) else balance
+            assert isinstance(labels, np.ndarray), "labels, or a dataset that has them"
+            self._balance = Balance(labels if self._active is None else labels[self._active], epoch_samples)
+        samples = self.num_active if self._balance is None else self._balance.samples
+        self.steps_per_epoch = samples // (lanes * micro_batch)
         if self.steps_per_epoch == 0:
             raise InputError(
-                f"{self.num_active} samples are fewer than one global batch of {lanes * micro_batch}"
+                f"{samples} samples are fewer than one global batch of {lanes * micro_batch}"
                 f" (data.lanes {lanes} x data.micro_batch {micro_batch}): lower one of them"
             )
         self._remember()
@@ -130,11 +147,31 @@ class Plan:
         """Positions of active ids; the inverse of `ids`."""
         return ids if self._active is None else np.searchsorted(self._active, ids)
 
+    def deficit(self, epoch: int) -> dict[int, int]:
+        """Samples that lanes lack in a balanced epoch, by label, where they do; other classes stand in."""
+        if self._balance is None:
+            return {}
+        lanes = [self._balance.lacking(*self._turn(epoch, lane)) for lane in range(self.lanes)]
+        return {int(label): int(n) for label, n in zip(self._balance.labels, np.sum(lanes, axis=0), strict=True) if n}
+
+    def _turn(self, epoch: int, lane: int) -> tuple[slice, int, int]:
+        """A lane's positions, its samples an epoch, and the number of its turn among all lanes of all epochs."""
+        positions = slice(self._lane_start(lane), self._lane_start(lane + 1))
+        return positions, self.steps_per_epoch * self.micro_batch, epoch * self.lanes + lane
+
+    def _taken(self, epoch: int, lane: int) -> NDArray[np.bool_] | None:
+        """Which positions of a lane an epoch takes; None for all of them."""
+        if self._balance is None:
+            return None
+        positions, samples, turn = self._turn(epoch, lane)
+        words = self._words(positions.stop - positions.start, epoch, lane, _SHARD_ORDER, _BALANCE)
+        return self._balance.chosen(positions, samples, turn, words)
+
     def _lane_start(self, lane: int) -> int:
         return lane * self.num_active // self.lanes
 
-    def _cut_lane(self, epoch: int, lane: int) -> tuple[Ids, Ids, Ids]:
-        """Runs of positions of one shard each, in this epoch's order: their starts and ends; and where blocks end."""
+    def _cut_lane(self, epoch: int, lane: int) -> tuple[Ids, Ids, Ids, NDArray[np.bool_] | None]:
+        """Runs of positions of one shard each, in this epoch's order: starts, ends; ends of blocks; which are taken."""
         start, stop = self._lane_start(lane), self._lane_start(lane + 1)
         ends = self._shard_ends if self._active is None else np.searchsorted(self._active, self._shard_ends)
         inner = ends[(ends > start) & (ends < stop)]
@@ -142,17 +179,21 @@ class Plan:
         borders = np.unique(np.concatenate([[start], inner, [stop]])).astype(np.int64)
         order = self._permutation(len(borders) - 1, epoch, lane, _SHARD_ORDER)
         starts, stops = borders[:-1][order], borders[1:][order]
-        lengths = np.cumsum(stops - starts)
+        taken = self._taken(epoch, lane)
+        before = np.arange(stop - start + 1) if taken is None else np.append(0, np.cumsum(taken))
+        lengths = np.cumsum(before[stops - start] - before[starts - start])
         last_of_block = np.arange(self.shuffle_shards - 1, len(order), self.shuffle_shards)
         block_ends = lengths[last_of_block]
         if not len(block_ends) or block_ends[-1] != lengths[-1]:
             block_ends = np.append(block_ends, lengths[-1])
-        return starts, stops, block_ends
+        return starts, stops, block_ends, taken
 
     def _shuffle_block(self, epoch: int, lane: int, block: int) -> Ids:
-        starts, stops, _ = self._lane_epoch(epoch, lane)
+        starts, stops, _, taken = self._lane_epoch(epoch, lane)
         runs = slice(block * self.shuffle_shards, (block + 1) * self.shuffle_shards)
         positions = np.concatenate([np.arange(a, b) for a, b in zip(starts[runs], stops[runs], strict=True)])
+        if taken is not None:
+            positions = positions[taken[positions - self._lane_start(lane)]]
         return positions[self._permutation(len(positions), epoch, lane, block + 1)]
 
     def _permutation(self, length: int, *key: int) -> Ids:
@@ -161,8 +202,10 @@ class Plan:
         Sorting raw Philox words, because numpy promises the raw stream of a bit generator for good, but lets
         `Generator.permutation` change between releases: an upgrade must not change the order of a run.
         """
-        words = np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=(_STREAM, *key))).random_raw(length)
-        return np.argsort(words, kind="stable")
+        return np.argsort(self._words(length, *key), kind="stable")
+
+    def _words(self, length: int, *key: int) -> NDArray[np.uint64]:
+        return np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=(_STREAM, *key))).random_raw(length)
 
 
 def _checked(active: Sequence[int] | NDArray[np.integer], total: int) -> Ids:

@@ -60,7 +60,8 @@ class Tracker:
         )
         self._total_steps = total_steps
         self._name = config.run.name
-        self._wandb = View(config, identity, resumed=start_step > 0)
+        about = config.model_dump(mode="json") | {"identity": identity or {}}
+        self._wandb = View(self._folder, config.track, self._name, about, resumed=start_step > 0)
 
     def progress(self, step: int) -> None:
         """Move the live line to a finished step."""

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Track
 
 PATIENCE_S = 20.0  # for wandb to take the run, and again to bring in what is left at its end
 
@@ -25,20 +25,22 @@ class View:
     wandb lives in another process because it blocks: on a socket, on a disk, at exit. Here only bytes go into a pipe.
 
     Args:
-        config: the run.
-        identity: what makes attempts the same run, the manifest's fingerprint among it.
+        folder: of the run; wandb's files go below it.
+        track: settings.
+        name: of the run.
+        about: what wandb notes as its configuration.
         resumed: whether an earlier attempt goes on; it keeps the id in `wandb/id` of the run's folder, and its curve.
     """
 
-    def __init__(self, config: Config, identity: dict[str, Any] | None, *, resumed: bool) -> None:
+    def __init__(self, folder: Path, track: Track, name: str, about: dict[str, Any], *, resumed: bool) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._backlog, self._heard = bytearray(), b""
         self._directory: str | None = None
         self._init_until = time.monotonic() + PATIENCE_S + _GRACE_S
-        if config.track.wandb == "disabled":
+        if track.wandb == "disabled":
             return
         try:
-            run_id = _run_id(config.folder / "wandb" / "id", resumed)
+            run_id = _run_id(folder / "wandb" / "id", resumed)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", str(_VIEWER)],  # -P: our metrics.py and summary.py are nobody's top level
                 stdin=subprocess.PIPE,
@@ -54,14 +56,14 @@ class View:
             self._give_up(f"{error.strerror}: {error.filename}" if error.filename else str(error))
             return
         init = {
-            "dir": str(config.folder.absolute()),
-            "mode": config.track.wandb,
-            "project": config.track.project,
-            "group": config.track.group,
-            "name": config.run.name,
+            "dir": str(folder.absolute()),
+            "mode": track.wandb,
+            "project": track.project,
+            "group": track.group,
+            "name": name,
             "id": run_id,
             "resume": "allow",
-            "config": config.model_dump(mode="json") | {"identity": identity or {}},
+            "config": about,
         }
         self._send({"open": {"init": init, "patience": PATIENCE_S, "argv": sys.argv, "pid": os.getpid()}})
 
@@ -76,6 +78,11 @@ class View:
         self._send({"log": {**figures, "step": record["step"]}})
         if self._process is not None and self._directory is None and time.monotonic() > self._init_until:
             self._give_up("it does not answer")
+
+    def show(self, rows: list[list[str]], page: Path) -> None:
+        """Hand on a table (its header first) and a page of HTML."""
+        if self._process is not None:
+            self._send({"show": {"rows": rows, "page": str(page.absolute())}})
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Hand on the summary and wait for wandb to bring everything in, but not for long."""

@@ -1,8 +1,8 @@
 """The process that speaks to wandb for a run. Started by `view`, as a file; it knows wandb and nothing of ours.
 
-Lines of JSON come in: {"open": {...}}, then {"log": {...}} and at last {"finish": {...}}. Out go {"in": directory} once
-wandb took the run, and {"out": reason} if it could not. The input ends without a finish when the run died: wandb is
-told so, and is left with everything that came before, which no thread of a killed process could do.
+Lines of JSON come in: {"open": {...}}, then {"log": {...}} or {"show": {...}}, and at last {"finish": {...}}. Out go
+{"in": directory} once wandb took the run, and {"out": reason} if it could not. The input ends without a finish when the
+run died: wandb is told so, and is left with everything that came before, which no thread of a killed process could do.
 """
 
 import contextlib
@@ -31,8 +31,11 @@ def main() -> None:
             if "finish" in message:
                 run.summary.update(message["finish"])
                 code = 0
-                break  # data workers, forked from the run, may keep the pipe open
-            record(run, message["log"])
+                break  # a process that the run began may keep the pipe open
+            if "show" in message:
+                show(run, **message["show"])
+            else:
+                record(run, message["log"])
         run.finish(code)
         check(directory)
     except BaseException as error:
@@ -76,6 +79,14 @@ def record(run: Any, figures: dict[str, Any]) -> None:
             _ranked.add(name)
             run.define_metric(name, step_metric="step", summary="last,max")
     run.log(figures)
+
+
+def show(run: Any, rows: list[list[str]], page: str) -> None:
+    """Hand on a table, its header first, and a page of HTML."""
+    import wandb
+
+    header, *body = rows
+    run.log({"comparison": wandb.Table(columns=header, data=body), "report": wandb.Html(Path(page), inject=False)})
 
 
 def check(directory: Path) -> None:

@@ -12,8 +12,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline import configfile
 from pipeline.config import Config, Count, Fraction, Section
+from pipeline.data.selection import select
 from pipeline.record.track import METRICS, SUMMARY
-from pipeline.report import page, results
+from pipeline.report import group, page, results
 from pipeline.train.identity import identity, refuse_difference
 from shards.errors import InputError
 from shards.manifest import Manifest
@@ -133,6 +134,7 @@ def _report(comparison: Comparison, path: str, runs: list[Planned]) -> None:
         temporary = folder / f".{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(folder / name)
+    group.show(found, folder, folder / "report.html", runs[0].config.track)
     print(f"\n{folder / 'report.html'} shows it all; comparison.json and comparison.csv beside it hold the figures")
 
 
@@ -193,7 +195,9 @@ def _finished(run: Config) -> bool:
     summary = run.folder / SUMMARY
     if not summary.exists():
         return False
-    refuse_difference(_summary(run.folder)["identity"], identity(run, Manifest.load(run.data.train)), str(run.folder))
+    manifest = Manifest.load(run.data.train)
+    asked = identity(run, manifest, select(manifest, run.data.subset, run.data.relabel))
+    refuse_difference(_summary(run.folder)["identity"], asked, str(run.folder))
     then = configfile.load(run.folder / "config.toml")
     for key, was, now in (
         ("model.pretrained", then.model.pretrained, run.model.pretrained),

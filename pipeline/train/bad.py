@@ -14,10 +14,12 @@ class BadImages:
     Args:
         manifest: the dataset.
         max_fraction: of its images; more end the run.
+        of: how many of its images are in use (default: all).
     """
 
-    def __init__(self, manifest: Manifest, max_fraction: float) -> None:
+    def __init__(self, manifest: Manifest, max_fraction: float, of: int | None = None) -> None:
         self._manifest, self._max_fraction = manifest, max_fraction
+        self._of = manifest.num_samples if of is None else of
         self._own: dict[int, str] = {}
         self._agreed: dict[int, str] = {}
 
@@ -37,7 +39,7 @@ class BadImages:
         everybody = {i: reason for share in dist.gather(self._own) for i, reason in share.items()}
         new = sorted(everybody.keys() - self._agreed.keys())
         self._agreed |= everybody
-        if len(self._agreed) > self._max_fraction * self._manifest.num_samples:
+        if len(self._agreed) > self._max_fraction * self._of:
             raise InputError(self._too_many())
         return [{"id": i, "key": self._manifest.key(i), "reason": everybody[i]} for i in new]
 
@@ -57,7 +59,7 @@ class BadImages:
         first = "; ".join(f"{self._manifest.key(i)} ({reason})" for i, reason in sorted(self._agreed.items())[:5])
         more = "; ..." if len(self._agreed) > 5 else ""
         return (
-            f"{len(self._agreed)} of {self._manifest.num_samples} images in {self._manifest.root} do not decode, over"
+            f"{len(self._agreed)} of {self._of} images in {self._manifest.root} do not decode, over"
             f" data.max_bad_fraction = {self._max_fraction}: {first}{more}. Mend them and shard again, or raise"
             " data.max_bad_fraction"
         )

@@ -1,6 +1,7 @@
 """The configured losses, with the per-sample state and the penalties they need."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import nn
 
 from pipeline.config import Config
 from pipeline.data.plan import Plan
+from pipeline.data.selection import Selection
 from pipeline.method.bank import SampleBank
 from pipeline.method.lipschitz import HiddenGradients, InputJacobian, Penalty, class_weights
 from pipeline.method.objective import Alasca, Objective
@@ -17,32 +19,41 @@ from shards.errors import InputError
 from shards.manifest import Manifest
 
 
-def compose(config: Config, manifest: Manifest, plan: Plan, world: World, module: nn.Module) -> Objective:
+def compose(
+    config: Config, manifest: Manifest, selection: Selection, plan: Plan, world: World, module: nn.Module
+) -> Objective:
     """Build what a step minimises; per-sample state covers this rank's home alone."""
     method = config.method
     aux = None
     if method.aux == "alasca":
         aux = Alasca(**(method.alasca.model_dump() | {"warmup_epochs": config.alasca_warmup_epochs}))
     bank = _bank(config, manifest, plan, world) if aux is not None and aux.needs_bank else None
-    penalty = _penalty(config, manifest, module)
+    penalty = _penalty(config, manifest, selection, module)
     return Objective(method.base, method.base_options, aux, bank, penalty, method.weight_of_penalty)
 
 
-def read_class_errors(path: str, manifest: Manifest) -> list[float]:
-    """Error (0 to 1) of each class, as `alasca eval --class-errors` writes them: {class: error}.
+def read_class_errors(paths: Sequence[str], manifest: Manifest) -> list[float]:
+    """Mean error (0 to 1) of each class over files of `alasca eval --class-errors`: {class: error}.
 
     Raises:
-        InputError: no such file, or not one error for each class of the dataset.
+        InputError: no file, one that cannot be read, or not one error for each class of the dataset.
     """
+    if not paths:
+        raise InputError("method.har.class_errors = [] names no file: leave it out for uniform weights")
+    return np.mean([_class_errors(path, manifest) for path in paths], axis=0).tolist()
+
+
+def _class_errors(path: str, manifest: Manifest) -> list[float]:
+    where = f"method.har.class_errors = '{path}'"
     try:
         errors = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"method.har.class_errors = '{path}' cannot be read: {error}") from None
+        raise InputError(f"{where} cannot be read: {error}") from None
     if not isinstance(errors, dict) or set(errors) != set(manifest.classes):
-        raise InputError(f"method.har.class_errors = '{path}' must hold one error for each class of {manifest.root}")
+        raise InputError(f"{where} must hold one error for each class of {manifest.root}")
     for name, share in errors.items():
         if not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise InputError(f"method.har.class_errors = '{path}': the error of {name} is {share}, must be from 0 to 1")
+            raise InputError(f"{where}: the error of {name} is {share}, must be from 0 to 1")
     return [float(errors[name]) for name in manifest.classes]
 
 
@@ -52,7 +63,7 @@ def _bank(config: Config, manifest: Manifest, plan: Plan, world: World) -> Sampl
     return SampleBank(start, stop, manifest.num_classes, getattr(torch, config.engine.bank_dtype), device)
 
 
-def _penalty(config: Config, manifest: Manifest, module: nn.Module) -> Penalty | None:
+def _penalty(config: Config, manifest: Manifest, selection: Selection, module: nn.Module) -> Penalty | None:
     method = config.method
     if method.penalty == "jacobian":
         return InputJacobian(module, method.jacobian.n_proj, config.run.seed)
@@ -61,6 +72,6 @@ def _penalty(config: Config, manifest: Manifest, module: nn.Module) -> Penalty |
     weights = None
     if method.har.class_errors is not None:
         errors = torch.tensor(read_class_errors(method.har.class_errors, manifest))
-        counts = torch.from_numpy(np.bincount(manifest.labels, minlength=manifest.num_classes))
+        counts = torch.from_numpy(np.bincount(selection.active_labels, minlength=manifest.num_classes))
         weights = class_weights(errors, counts)
     return HiddenGradients(module, weights)

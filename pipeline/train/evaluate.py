@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from pipeline.config import Config
 from pipeline.data.loader import Batch, EvalBatches, Feed, eval_keys
+from pipeline.data.plan import Ids
 from pipeline.method.alasca import averaged_prediction
 from pipeline.train import dist
 from pipeline.train.bad import BadImages
@@ -36,7 +37,9 @@ def open_set(path: str, classes: tuple[str, ...], what: str) -> Manifest:
 
 
 @torch.inference_mode()
-def evaluate(forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages) -> dict[str, float]:
+def evaluate(
+    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages, ids: Ids | None = None
+) -> dict[str, float]:
     """Top-1 and top-5 accuracy (0 to 1) and mean cross-entropy of the main logits, over the images that decode.
 
     `averaged/...` is of the mean of the main and the last auxiliary logits, where there are heads. All ranks call
@@ -48,12 +51,13 @@ def evaluate(forward: Forward, manifest: Manifest, config: Config, world: World,
         config: crop, workers and limits.
         world: this process.
         bad: takes up the images that do not decode.
+        ids: those of the set that count (default: all).
 
     Returns:
         Fields of an `eval` record: `images` (every one of them), `bad` (of these, undecodable), accuracies, `loss`.
     """
     sums: dict[str, torch.Tensor] = {}
-    for batch, main, aux in _answers(forward, manifest, config, world, bad):
+    for batch, main, aux in _answers(forward, manifest, config, world, bad, ids):
         logits = {"main": main}
         if aux:
             logits["averaged"] = averaged_prediction(main, aux)
@@ -78,14 +82,14 @@ def evaluate(forward: Forward, manifest: Manifest, config: Config, world: World,
 
 @torch.inference_mode()
 def class_errors(
-    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages
+    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages, ids: Ids | None = None
 ) -> dict[str, float]:
     """Share of each class's decodable images (0 to 1) that the main head gets wrong; a class without images has 0.
 
     Arguments as for `evaluate`.
     """
     counts = torch.zeros(2, manifest.num_classes, dtype=torch.float64)
-    for batch, main, _ in _answers(forward, manifest, config, world, bad):
+    for batch, main, _ in _answers(forward, manifest, config, world, bad, ids):
         wrong = main.argmax(dim=1) != batch.labels
         for row, chosen in enumerate((batch.valid, batch.valid & wrong)):
             counts[row] += torch.bincount(batch.labels[chosen].cpu(), minlength=manifest.num_classes)
@@ -94,12 +98,12 @@ def class_errors(
 
 
 def _answers(
-    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages
+    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages, ids: Ids | None
 ) -> Iterator[tuple[Batch, torch.Tensor, list[torch.Tensor]]]:
     """This rank's share of the images on its device, with float32 logits of the main head and of the others."""
     data = config.data
-    dataset = EvalBatches(manifest, crop=data.crop, augment=data.augment, max_pixels=data.max_pixels)
-    keys = eval_keys(manifest.num_samples, data.micro_batch * 2, world.rank, world.size)
+    dataset = EvalBatches(manifest, ids, crop=data.crop, augment=data.augment, max_pixels=data.max_pixels)
+    keys = eval_keys(manifest.num_samples if ids is None else len(ids), data.micro_batch * 2, world.rank, world.size)
     with closing(Feed(dataset, keys, data.workers, pin=world.device.type == "cuda")) as feed:
         for host_batch in feed:
             bad.add(host_batch.bad)

@@ -4,27 +4,34 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.data.selection import Selection
 from pipeline.train.compose import read_class_errors
 from shards.errors import InputError
 from shards.manifest import Manifest
 
 # What may change between attempts: where things lie, how fast they are read, what is logged and when.
 _FREE = {
-    "data": {"train", "workers", "max_bad_fraction", "max_pixels"},
+    "data": {"train", "subset", "relabel", "workers", "max_bad_fraction", "max_pixels"},
     "model": {"pretrained"},
     "engine": {"bank_device", "channels_last"},
 }
 _LEARNING = ("data", "model", "method", "optim", "engine")
 
 
-def identity(config: Config, manifest: Manifest) -> dict[str, Any]:
+def identity(config: Config, manifest: Manifest, selection: Selection) -> dict[str, Any]:
     """Every value that decides what is learned, by its dotted name."""
     found: dict[str, Any] = {"run.seed": config.run.seed, "model.heads": config.heads}
     tables = config.model_dump(mode="json")
     if config.method.har.class_errors is not None:  # what is in the file counts, not where it lies
         tables["method"]["har"]["class_errors"] = read_class_errors(config.method.har.class_errors, manifest)
     return (
-        _learning(tables) | found | {"data.train (fingerprint)": manifest.fingerprint, "classes": manifest.num_classes}
+        _learning(tables)
+        | found
+        | {
+            "data.train (fingerprint)": manifest.fingerprint,
+            "data.subset and data.relabel (fingerprint)": selection.fingerprint,
+            "classes": manifest.num_classes,
+        }
     )
 
 

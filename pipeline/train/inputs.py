@@ -8,6 +8,7 @@ import torch
 
 from pipeline.config import Config
 from pipeline.data.plan import Plan
+from pipeline.data.selection import Selection, select
 from pipeline.model import backbone
 from pipeline.record.reference import Reference
 from pipeline.train.checkpoint import complete
@@ -21,6 +22,7 @@ class Inputs:
     """Datasets, order and network of a run; the same in every process."""
 
     manifest: Manifest
+    selection: Selection
     sets: dict[str, Manifest]
     plan: Plan
     module: torch.nn.Module
@@ -30,18 +32,23 @@ class Inputs:
         """Open datasets, cut the plan, build the network.
 
         Raises:
-            InputError: a dataset that is missing, damaged, too small or of other classes; lanes that the processes
-                cannot share; an unknown network or weights that do not fit; a reference run or class errors that are
-                not there.
+            InputError: a dataset that is missing, damaged, too small or of other classes; a subset or overlay that
+                does not fit; lanes that the processes cannot share; an unknown network or weights that do not fit; a
+                reference run or class errors that are not there.
         """
         manifest = Manifest.load(config.data.train)
         sets = {name: open_set(s.data, manifest.classes, f"eval.{name}.data") for name, s in config.eval.sets.items()}
+        data = config.data
+        selection = select(manifest, data.subset, data.relabel)
         plan = Plan(
             manifest,
-            lanes=config.data.lanes,
-            micro_batch=config.data.micro_batch,
+            lanes=data.lanes,
+            micro_batch=data.micro_batch,
             seed=config.run.seed,
-            shuffle_shards=config.data.shuffle_shards,
+            active=selection.active,
+            balance=selection.labels if data.balance is not False else None,
+            epoch_samples=None if isinstance(data.balance, bool) else data.balance,
+            shuffle_shards=data.shuffle_shards,
         )
         plan.lanes_of(0, world_size)
         if config.track.reference is not None:
@@ -56,4 +63,4 @@ class Inputs:
         module = backbone.build(
             model.name, manifest.num_classes, heads=config.heads, pretrained=pretrained, stem=model.stem
         )
-        return cls(manifest, sets, plan, module)
+        return cls(manifest, selection, sets, plan, module)

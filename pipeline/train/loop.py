@@ -48,10 +48,11 @@ class Training:
 
     def __init__(self, config: Config, inputs: Inputs, world: World) -> None:
         self.config, self.world = config, world
-        self.manifest, self.sets, self.plan = inputs.manifest, inputs.sets, inputs.plan
+        self.manifest, self.selection = inputs.manifest, inputs.selection
+        self.sets, self.plan = inputs.sets, inputs.plan
         self.lanes = self.plan.lanes_of(world.rank, world.size)
         self.schedule = Schedule(config.optim, self.plan.steps_per_epoch)
-        self.identity = identity(config, self.manifest)
+        self.identity = identity(config, self.manifest, self.selection)
         self.checkpoints = Checkpoints(config.folder / "checkpoints", world, config.checkpoint.keep)
         checkpoint = self.checkpoints.choose(config.run.resume)
         self.start = 0
@@ -63,10 +64,11 @@ class Training:
         self.engine = Engine(
             inputs.module, config.optim, config.engine, world, config.data.micro_batch, len(self.lanes)
         )
-        self.objective = compose(config, self.manifest, self.plan, world, self.engine.module)
+        self.objective = compose(config, self.manifest, self.selection, self.plan, world, self.engine.module)
         self.norms = JacobianNorms(self.engine.module, config.run.seed, config.data.lanes, config.engine.channels_last)
-        datasets = {"train": self.manifest, **{f"eval.{name}": manifest for name, manifest in self.sets.items()}}
-        self.bad = {name: BadImages(manifest, config.data.max_bad_fraction) for name, manifest in datasets.items()}
+        allowed = config.data.max_bad_fraction
+        self.bad = {"train": BadImages(self.manifest, allowed, of=self.plan.num_active)}
+        self.bad |= {f"eval.{name}": BadImages(manifest, allowed) for name, manifest in self.sets.items()}
         if checkpoint is not None:
             self._restore(checkpoint)
             if world.rank == 0:
@@ -89,6 +91,8 @@ class Training:
         last = min(self.schedule.total_steps, config.run.max_steps or self.schedule.total_steps)
         save_every = config.checkpoint.every_steps or per_epoch
         self.engine.train()
+        if self.start == 0 and (lacking := self.plan.deficit(0)):
+            self.tracker.log("balance", 0, {self.manifest.classes[label]: n for label, n in lacking.items()})
         window = Window()
         for step in range(self.start, last):
             looks = config.track.norms > 0 and (step + 1) % config.track.norms == 0
@@ -196,6 +200,7 @@ class Training:
         dataset = TrainBatches(
             self.manifest,
             self.plan,
+            self.selection.labels,
             crop=data.crop,
             augment=data.augment,
             flip=data.flip,

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import configfile
+from pipeline.data.plan import Ids
+from pipeline.data.selection import select
 from pipeline.model import backbone
 from pipeline.train.bad import BadImages
 from pipeline.train.checkpoint import MODEL, newest, read_index
@@ -37,21 +39,39 @@ class StoredRun:
         self.step: int = index["step"]
         self.classes: tuple[str, ...] = tuple(index["classes"])
 
-    def evaluate(self, manifest: Manifest, world: World) -> dict[str, float]:
-        """Accuracy on a dataset of the same classes; the ranks share the images. See `evaluate` for the figures.
+    def held_out(self) -> tuple[Manifest, Ids]:
+        """The dataset it was trained on, and the ids of it that `data.subset` left out.
+
+        Raises:
+            InputError: the dataset is no longer there, or nothing was left out.
+        """
+        data = self.config.data
+        manifest = Manifest.load(data.train)
+        ids = select(manifest, data.subset).left_out
+        if not len(ids):
+            raise InputError(
+                f"{self.config.run.name} was trained on all of {data.train}, so nothing of it is held out: train with"
+                " --data.subset 1/2, or give --data"
+            )
+        return manifest, ids
+
+    def evaluate(self, manifest: Manifest, world: World, ids: Ids | None = None) -> dict[str, float]:
+        """Accuracy on a dataset of the same classes (or on some ids of it); the ranks share the images.
+
+        See `evaluate` for the figures.
 
         Raises:
             InputError: too many images that do not decode.
         """
-        return self._over(evaluate, manifest, world)
+        return self._over(evaluate, manifest, world, ids)
 
-    def class_errors(self, manifest: Manifest, world: World) -> dict[str, float]:
-        """Error of each class on a dataset of the same classes; see `class_errors`.
+    def class_errors(self, manifest: Manifest, world: World, ids: Ids | None = None) -> dict[str, float]:
+        """Error of each class on a dataset of the same classes (or on some ids of it); see `class_errors`.
 
         Raises:
             InputError: too many images that do not decode.
         """
-        return self._over(class_errors, manifest, world)
+        return self._over(class_errors, manifest, world, ids)
 
     def module(self, device: torch.device) -> backbone.Backbone:
         """The module of the newest checkpoint, in evaluation mode on a device."""
@@ -65,9 +85,11 @@ class StoredRun:
         engine = self.config.engine
         return Network(self.module(world.device), world.device, engine.precision, engine.channels_last)
 
-    def _over(self, measure: Callable[..., dict[str, float]], manifest: Manifest, world: World) -> dict[str, float]:
-        bad = BadImages(manifest, self.config.data.max_bad_fraction)
-        figures = measure(self.network(world), manifest, self.config, world, bad)
+    def _over(
+        self, measure: Callable[..., dict[str, float]], manifest: Manifest, world: World, ids: Ids | None
+    ) -> dict[str, float]:
+        bad = BadImages(manifest, self.config.data.max_bad_fraction, of=None if ids is None else len(ids))
+        figures = measure(self.network(world), manifest, self.config, world, bad, ids)
         for found in bad.agree():
             if world.rank == 0:
                 print(f"warning: {found['key']} does not decode: {found['reason']}", file=sys.stderr)

@@ -29,6 +29,46 @@ class Layout:
 LAYOUTS = {
     "digits": Layout("scikit-learn's handwritten digits, which need no download; splits train and test"),
     "imagefolder": Layout("ROOT/CLASS/images or ROOT/SPLIT/CLASS/images: the folder names are the classes"),
+    "clothing1m": Layout("Clothing1M; splits train (noisy), clean_train, val, test, and both (noisy and clean labels)"),
+    "webvision": Layout(
+        "WebVision 1.0; splits train, val, and imagenet_val (ImageNet's validation images in the same classes)",
+        (
+            Option("queries", "train: images of this search (default: both)", choices=("google", "flickr", "both")),
+            Option("classes", "take the first N classes (default: all); mini-WebVision: 50, of google", metavar="N"),
+            Option("info", "imagenet_val: WebVision's folder that holds synsets.txt", metavar="DIR"),
+        ),
+    ),
+    "csv": Layout(
+        "a .csv or .tsv list of images, lines path,label[,clean]; --split is only a name",
+        (
+            Option("list", "the list; its paths are relative to --root", "FILE"),
+            Option("classes", "file with a class name a line (default: what the labels imply)", "FILE"),
+        ),
+    ),
+    "webdataset": Layout(
+        "ROOT/*.tar that somebody else wrote for webdataset, or ROOT/SPLIT/*.tar",
+        (
+            Option("label_field", "field of .json that holds the label (default: the label is in .cls)", "NAME"),
+            Option("clean_field", "field of .json that holds the true label (default: unknown)", "NAME"),
+            Option("classes", "file with a class name a line (default: what the labels imply)", "FILE"),
+        ),
+    ),
+    "food101n": Layout("Food-101N, splits train, verified_train and verified_val; Food-101, split test"),
+    "animal10n": Layout("ANIMAL-10N: ROOT/training and ROOT/testing, files LABEL_NUMBER.jpg; splits train and test"),
+    "cifar": Layout(
+        "CIFAR-10 or CIFAR-100 as published for Python; splits train and test",
+        (
+            Option("labels", "human labels of CIFAR-10N or CIFAR-100N: .pt, .npy or .csv", "FILE"),
+            Option("label_set", "which of them: aggre, worst, random1, random2, random3; or noisy", "NAME"),
+        ),
+    ),
+    "idx": Layout(
+        "MNIST's files, Fashion-MNIST's: train-images-idx3-ubyte[.gz] and its like; splits train and test",
+        (
+            Option("names", "class names (default: fashion)", choices=("fashion", "digits")),
+            Option("classes", "file with a class name a line, instead of --names", "FILE"),
+        ),
+    ),
 }
 
 

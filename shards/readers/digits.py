@@ -1,14 +1,12 @@
 """Scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels that come with the package, so no download."""
 
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shards.draws import Stream, permutation
 from shards.errors import InputError
+from shards.readers import png
 from shards.readers.record import Record, Source
 
 SPLITS = ("train", "test")
@@ -36,27 +34,9 @@ def read(root: Path | None, split: str | None) -> Source:
     in_test = np.zeros(len(labels), dtype=bool)
     in_test[by_class[::5]] = True
     records = [
-        Record(f"{labels[i]}/{i:04d}.png", "png", int(labels[i]), int(labels[i]), encode_grey(images[i]))
+        Record(f"{labels[i]}/{i:04d}.png", "png", int(labels[i]), int(labels[i]), png.encode(images[i]))
         for i in np.flatnonzero(in_test == (split == "test"))
     ]
     records.sort()
     classes = tuple(str(digit) for digit in range(10))
     return Source("digits", split, classes, records, options={"split_seed": SPLIT_SEED})
-
-
-def encode_grey(image: NDArray[np.uint8]) -> bytes:
-    """Return a PNG of a grey image, uint8 [H, W], the same bytes on every machine.
-
-    The pixels are stored uncompressed: compressed bytes depend on the zlib at hand. H * (W + 1) must be below 65,536.
-    """
-    height, width = image.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in image)  # filter type 0 before each row
-    assert len(rows) < 1 << 16, "one stored block"
-    deflated = b"\x78\x01\x01" + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF) + rows
-    deflated += struct.pack(">I", zlib.adler32(rows))
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", deflated) + _chunk(b"IEND", b"")
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -9,6 +9,14 @@ from typing import Any, NamedTuple
 EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 
 
+class Slice(NamedTuple):
+    """Where an image lies within a larger file: `path` is relative to Source.root; `offset` and `size` are in bytes."""
+
+    path: str
+    offset: int
+    size: int
+
+
 class Record(NamedTuple):
     """One labelled image; small, so that millions fit in memory and travel to worker processes."""
 
@@ -16,7 +24,7 @@ class Record(NamedTuple):
     extension: str  # jpg, png or webp
     label: int
     clean_label: int = -1  # -1: unknown
-    content: bytes | None = None  # the encoded image itself; None: the file Source.root / key
+    content: bytes | Slice | None = None  # the encoded image itself, or where it lies; None: the file Source.root / key
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,15 @@ class Source:
 
 def content(record: Record, root: Path | None) -> bytes:
     """Return the encoded image. Raises OSError where its file cannot be read."""
-    if record.content is not None:
-        return record.content
+    part = record.content
+    if isinstance(part, bytes):
+        return part
     assert root is not None, "a record without content needs a root"
-    with open(os.path.join(root, record.key), "rb") as file:
-        return file.read()
+    with open(os.path.join(root, part.path if part else record.key), "rb") as file:
+        if part is None:
+            return file.read()
+        file.seek(part.offset)
+        return file.read(part.size)
 
 
 def first(names: Sequence[str]) -> str:

@@ -31,7 +31,9 @@ VIEW = {"crop": 16, "augment": "resized_crop", "max_pixels": 10**6}
 def planned(manifest: Manifest, start: int, stop: int, workers: int, lanes: range | None = None) -> list[Batch]:
     plan = Plan(manifest, lanes=4, micro_batch=7, seed=5, shuffle_shards=2)
     keys = train_keys(plan, lanes or range(4), start, stop)
-    with closing(Feed(TrainBatches(manifest, plan, flip=True, **VIEW), keys, workers, pin=False)) as feed:
+    with closing(
+        Feed(TrainBatches(manifest, plan, manifest.labels, flip=True, **VIEW), keys, workers, pin=False)
+    ) as feed:
         return list(feed)
 
 
@@ -159,9 +161,12 @@ def test_normalise_is_totensor_and_normalize(channels_last: bool) -> None:
 
 def test_workers_leave_signals_to_the_run_and_end_when_closed(photos: Manifest) -> None:
     plan = Plan(photos, lanes=4, micro_batch=7, seed=5)
-    feed = Feed(TrainBatches(photos, plan, flip=True, **VIEW), train_keys(plan, range(4), 0, 9), 2, pin=False)
+    others = set(multiprocessing.active_children())
+    feed = Feed(
+        TrainBatches(photos, plan, photos.labels, flip=True, **VIEW), train_keys(plan, range(4), 0, 9), 2, pin=False
+    )
     next(feed)
-    workers = [psutil.Process(worker.pid) for worker in multiprocessing.active_children()]
+    workers = [psutil.Process(worker.pid) for worker in set(multiprocessing.active_children()) - others]
     assert len(workers) == 2
     for worker in workers:
         status = dict(line.split(":", 1) for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines())
@@ -179,7 +184,7 @@ def test_a_program_that_forgets_to_close_still_ends(photos: Manifest) -> None:
 from pipeline.data.loader import *
 manifest = Manifest.load({str(photos.root)!r})
 plan = Plan(manifest, lanes=4, micro_batch=7, seed=5)
-dataset = TrainBatches(manifest, plan, flip=True, crop=16, augment="none", max_pixels=10**6)
+dataset = TrainBatches(manifest, plan, manifest.labels, flip=True, crop=16, augment="none", max_pixels=10**6)
 feed = Feed(dataset, train_keys(plan, range(4), 0, 9), 2, pin=False)
 next(feed)
 raise RuntimeError("on purpose")

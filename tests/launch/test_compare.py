@@ -37,50 +37,59 @@ def comparison(photos: Manifest, clean_photos: Manifest, tmp_path: Path) -> Call
 def test_compare_trains_reuses_and_names_what_broke(
     comparison: Callable[[str], str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ce, har = '[methods.ce]\nmethod = { aux = "none" }\n', '[methods.har]\nmethod = { aux = "none", penalty = "har" }\n'
-    file = comparison(f'baseline = "ce"\nreference = "har"\ntarget = 0.01\n{ce}[methods.alasca]\n{har}')
+    alasca = "[methods.alasca]\n"
+    # Dear enough that the other's extra run, stretched to its seconds, is longer by epochs whatever the machine does.
+    costly = '[methods.costly]\nmethod = { aux = "none", penalty = "jacobian", jacobian = { n_proj = 6 } }\n'
+    file = comparison(f'reference = "costly"\nequal_time = true\ntarget = 0.01\n{alasca}{costly}')
     assert main(["compare", file]) == 0
     first = capfd.readouterr().out
-    assert first.index("== har-seed0: training") < first.index("== ce-seed0: training")
+    assert first.index("== costly-seed0: training") < first.index("== alasca-seed0: training")
     table = [line for line in first.splitlines() if line.startswith("|")]
-    assert [line.split("|")[1].strip() for line in table[2:]] == ["ce", "alasca", "har"]
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["alasca", "costly", "alasca, equal time"]
     folder = tmp_path / "runs"
-    runs = {name: folder / f"{name}-seed0" for name in ("ce", "alasca", "har")}
+    (stretched,) = folder.glob("alasca-equal-time-*-epochs-seed0")
+    runs = {"alasca": folder / "alasca-seed0", "costly": folder / "costly-seed0", "alasca, equal time": stretched}
     document = json.loads((folder / "comparison.json").read_text())
+    summaries = {name: json.loads((run / "summary.json").read_text()) for name, run in runs.items()}
     for method, line in zip(document["methods"], table[2:], strict=True):
-        summary = json.loads((runs[method["name"]] / "summary.json").read_text())
+        summary = summaries[method["name"]]
         assert summary["world"] == 2
         assert f"{100 * summary['sets']['test']['main/top1']:.2f}" in line
         (run,) = method["runs"]
         assert run["last"]["test/main"] == summary["sets"]["test"]["main/top1"]
+    # As many epochs as fit into the other's seconds at its own speed.
+    seconds = summaries["costly"]["train_seconds"] / summaries["alasca"]["train_seconds"]
+    assert summaries["alasca, equal time"]["epochs"] == round(seconds) > 1
+    assert summaries["alasca, equal time"]["samples"] == round(seconds) * summaries["alasca"]["samples"]
     assert len((folder / "comparison.csv").read_text().splitlines()) == 4
-    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
+    page = (folder / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and "alasca, equal time" in page
     # Same batches, same weights: the first window's loss of the main head is that of the same network.
     windows = {name: read_metrics(run)[0] for name, run in runs.items()}
-    assert windows["ce"]["samples"] == windows["har"]["samples"] == windows["alasca"]["samples"]
-    assert windows["ce"]["loss/base"] == pytest.approx(windows["har"]["loss/base"], abs=0.2)
+    assert windows["costly"]["samples"] == windows["alasca"]["samples"]
+    assert windows["costly"]["loss/base"] == pytest.approx(windows["alasca"]["loss/base"], abs=0.2)
     # The others follow the reference as they go, and all are one group.
-    for name in ("ce", "alasca"):
-        assert all("vs_reference/images_per_s" in r for r in read_metrics(runs[name]) if r["kind"] == "train")
+    for name in ("alasca", "alasca, equal time"):
+        assert "vs_reference/images_per_s" in windows[name]
         assert 'group = "compare"' in (runs[name] / "config.toml").read_text()
-    assert "vs_reference/images_per_s" not in windows["har"]
+    assert "vs_reference/images_per_s" not in windows["costly"]
 
     assert main(["compare", file]) == 0
     second = capfd.readouterr().out
     assert second.count("finished before, reused") == 3
     assert [line for line in second.splitlines() if line.startswith("|")] == table
 
-    file = comparison(f'{ce}[methods.wrong]\nmodel = {{ pretrained = "/nowhere.pt" }}\n')
+    file = comparison(f'{alasca}[methods.wrong]\nmodel = {{ pretrained = "/nowhere.pt" }}\n')
     assert main(["compare", file]) == 1
     third = capfd.readouterr()
     assert "failed: wrong-seed0" in third.err
-    assert "| ce " in third.out
-    before = (runs["ce"] / "config.toml").read_text()
-    assert main(["compare", comparison(f"{ce}optim = {{ lr = 0.2 }}\n")]) == 2
+    assert "| alasca " in third.out
+    before = (runs["alasca"] / "config.toml").read_text()
+    assert main(["compare", comparison(f"{alasca}optim = {{ lr = 0.2 }}\n")]) == 2
     assert "optim.lr (0.05 there, 0.2 here)" in capfd.readouterr().err
-    assert (runs["ce"] / "config.toml").read_text() == before
-    (runs["ce"] / "summary.json").write_text("{")
-    assert main(["compare", comparison(ce)]) == 2
+    assert (runs["alasca"] / "config.toml").read_text() == before
+    (runs["alasca"] / "summary.json").write_text("{")
+    assert main(["compare", comparison(alasca)]) == 2
     assert "summary.json cannot be read" in capfd.readouterr().err
 
 

@@ -4,9 +4,13 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from viewed import PATIENCE_S
+
+from pipeline.record import view
 
 
 class Server(ThreadingHTTPServer):
@@ -102,3 +106,10 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         running.closing.set()
         running.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Short limits, and no settings or key of whoever runs this."""
+    monkeypatch.setattr(view, "PATIENCE_S", PATIENCE_S)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -41,11 +41,11 @@ def found(folder: Path) -> str:
 def test_a_sound_folder_differs_in_nothing(built: Manifest) -> None:
     report = verify(built.root)
     assert report.differences == ()
-    assert report.given is not None
-    assert report.clean is not None
-    assert report.given.tolist() == np.bincount(built.labels, minlength=3).tolist()
-    assert report.clean.tolist() == [20, 20, 20]
-    assert report.noise_rate == pytest.approx(0.3)
+    assert report.labels is not None
+    assert report.labels.clean is not None
+    assert report.labels.given.tolist() == np.bincount(built.labels, minlength=3).tolist()
+    assert report.labels.clean.tolist() == [20, 20, 20]
+    assert report.labels.noise_rate == pytest.approx(0.3)
 
 
 def test_one_flipped_bit_anywhere_in_a_tar(built: Manifest, copied: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_missing_table_is_a_difference(copied: Path) -> None:
     (copied / "samples.npy").unlink()
     report = verify(copied)
     assert report.differences == ("samples.npy is missing",)
-    assert report.given is None
+    assert report.labels is None
 
 
 def test_nothing_to_verify(tmp_path: Path) -> None:

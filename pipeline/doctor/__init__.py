@@ -1,0 +1,1 @@
+"""What a machine and an installation lack before a run is started on them."""
