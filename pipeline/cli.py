@@ -43,10 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.run(args)
         return status
     except InputError as error:
-        if _speaks(error) or _nobody_spoke():
-            # From a data worker the message arrives under a traceback; its last line is ours.
-            line = str(error).strip().splitlines()[-1].split("Error: ", 1)[-1] if "\n" in str(error) else str(error)
-            print(f"alasca: {line}", file=sys.stderr)
+        if not _speaks(error):
+            # The first process of the node reports the mistake, and its end makes the launcher end this one. Leaving at
+            # once would make the launcher end the first before its line is out. Who is still here found it alone.
+            time.sleep(_SECONDS_TO_SPEAK)
+        # From a data worker the message arrives under a traceback; its last line is ours.
+        line = str(error).strip().splitlines()[-1].split("Error: ", 1)[-1] if "\n" in str(error) else str(error)
+        print(f"alasca: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("alasca: interrupted", file=sys.stderr)
@@ -56,16 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _speaks(error: InputError) -> bool:
     """Of the processes that a launcher started on a node, the first reports what all of them found."""
     return os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, OwnError)
-
-
-def _nobody_spoke() -> bool:
-    """Wait for the first process of the node to report the mistake; its end makes the launcher end this one.
-
-    Leaving at once would make the launcher end the first process before its line is out. If it does not fail at all,
-    the mistake was found here alone, and is reported here.
-    """
-    time.sleep(_SECONDS_TO_SPEAK)
-    return True
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,10 +156,12 @@ def _eval(args: argparse.Namespace) -> int:
     from pipeline.train.stored import StoredRun
 
     run = StoredRun(Path(args.folder))
-    manifest, ids = run.held_out() if args.held_out else (open_set(args.data, run.classes, "--data"), None)
+    if args.class_errors and not Path(args.class_errors).absolute().parent.is_dir():
+        raise InputError(f"--class-errors {args.class_errors}: no such folder")
+    manifest, part = run.held_out() if args.held_out else (open_set(args.data, run.classes, "--data"), None)
     world = dist.start(run.config.dist.timeout)
-    figures = run.evaluate(manifest, world, ids)
-    errors = run.class_errors(manifest, world, ids) if args.class_errors else {}
+    figures = run.evaluate(manifest, world, part)
+    errors = run.class_errors(manifest, world, part) if args.class_errors else {}
     dist.stop()
     if world.rank == 0:
         if args.class_errors:

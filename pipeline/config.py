@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -38,13 +38,25 @@ class Data(Section):
     augment: Literal["resized_crop", "pad_crop", "none"] = "resized_crop"
     flip: bool = True
     shuffle_shards: Count = 16
-    subset: Annotated[float, Field(gt=0, le=1)] | str | None = (
-        None  # a share, a part as in "1/2", or a file of ids or keys
-    )
+    subset: float | str | None = None  # a share, a part as in "1/2", or a file of ids or keys
     relabel: str | None = None  # a CSV file: id or key, label (a class, or drop)
-    balance: Literal[False] | Count | Literal[True] = False  # class-balanced epochs; a number: of so many samples
+    balance: bool | int = False  # class-balanced epochs; a number: of so many samples
     max_bad_fraction: Fraction = 0.001
     max_pixels: Count = 178_956_970  # Pillow's own limit for a decompression bomb
+
+    @field_validator("subset", "balance", mode="plain")
+    @classmethod
+    def _a_number_or_not(cls, given: Any, info: ValidationInfo) -> Any:
+        """Numbers stay numbers: pydantic would take a share out of range for the name of a file."""
+        number = isinstance(given, int | float) and not isinstance(given, bool)
+        if info.field_name == "balance":
+            if not isinstance(given, bool) and not (isinstance(given, int) and given >= 1):
+                raise ValueError("must be true, false, or a number of samples from 1")
+        elif number and not 0 < given <= 1:
+            raise ValueError("a share must be above 0 and at most 1; a part is '1/2', a file a path")
+        elif not number and not isinstance(given, str | None):
+            raise ValueError("must be a share, a part as in '1/2', or the path of a file")
+        return float(given) if number and info.field_name == "subset" else given
 
 
 class Model(Section):

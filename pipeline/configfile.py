@@ -28,7 +28,8 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
 def parse(tables: dict[str, Any], overrides: Sequence[str] = (), *, name: str, where: str) -> Config:
     """Build a configuration from nested tables; `where` names their origin in messages."""
     overlay(tables, overrides)
-    tables.setdefault("run", {}).setdefault("name", name)
+    if isinstance(run := tables.setdefault("run", {}), dict):
+        run.setdefault("name", name)
     try:
         return Config.model_validate(tables)
     except ValidationError as error:

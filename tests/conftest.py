@@ -70,3 +70,12 @@ def world() -> "Iterator[World]":
 
     yield dist.start(60)
     dist.stop()
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where two processes run the tests: a file's stay together, and so do all in launch/."""
+    for item in items:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        together = "launchers" if name.startswith("launch/") else name
+        item.add_marker(pytest.mark.xdist_group(together))

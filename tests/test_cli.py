@@ -26,7 +26,7 @@ def test_help_is_quick_and_has_examples() -> None:
         (["train", "/nowhere.toml"], "alasca: cannot read the configuration /nowhere.toml: No such file or directory"),
         (["train", "{config}", "--resume"], "alasca: --run.resume has no value"),
         (["train", "{config}", "--optim.lrr", "1"], "unknown key 'optim.lrr'; did you mean 'lr'?"),
-        (["train", "{config}"], "alasca: /nowhere: no such folder"),
+        (["train", "{config}"], "alasca: data.train = '/nowhere': /nowhere: no such folder"),
         (["eval", "/nowhere", "--data", "x"], "alasca: /nowhere is no run"),
         (["compare", "/nowhere.toml"], "alasca: cannot read the configuration /nowhere.toml"),
         (["verify", "/nowhere"], "alasca: /nowhere: no such folder"),

@@ -62,6 +62,11 @@ def test_what_is_written_reads_back_the_same() -> None:
         (["--data.micro_batch", "1"], "data.micro_batch = 1: Input should be greater than or equal to 2"),
         (["--optim.lr", "fast"], "optim.lr = 'fast': Input should be a valid number"),
         (["--optim.lr", "nan"], "optim.lr"),
+        (["--data.subset", "2.0"], "data.subset = 2.0: a share must be above 0 and at most 1"),
+        (["--data.subset", "50"], "data.subset = 50: a share must be"),
+        (["--data.subset", "[1]"], "data.subset = [1]: must be a share, a part"),
+        (["--data.balance", "-5"], "data.balance = -5: must be true, false, or a number of samples from 1"),
+        (["--data.balance", "maybe"], "data.balance = 'maybe': must be true"),
         (["--optim.schedule", "multistep"], "milestones go with schedule = 'multistep'"),
         (["--optim.schedule", "multistep", "--optim.milestones", "[9, 3]"], "must rise"),
         (["--optim.schedule", "multistep", "--optim.milestones", "[90, 120]"], "not before the end of the 120 epochs"),
@@ -92,6 +97,11 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.toml").write_text("")
     with pytest.raises(InputError, match="'data' is missing; 'optim' is missing"):
         configfile.load(tmp_path / "empty.toml")
+
+
+def test_a_section_that_is_a_value_is_named() -> None:
+    with pytest.raises(InputError, match="run = 3: Input should be a valid dictionary"):
+        configfile.parse({"run": 3, "data": {"train": "x"}, "optim": {"epochs": 1}}, name="x", where="test")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)

@@ -4,11 +4,13 @@ Training is made small on the way (a tiny network and images, two steps, two pro
 else runs as it is written, on raw trees of the published layouts.
 """
 
+import itertools
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,8 @@ SMALL = (
 FENCE = re.compile(
     r"^(?:<!-- not run by the tests: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
 )
+
+NUMBERS = itertools.count()
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -74,7 +78,8 @@ def small(line: str) -> str:
     line = re.sub(r"--nproc-per-node \d+", "--standalone --nproc-per-node 2", line)
     line = re.sub(r"--num_gpus \d+", f"--num_accelerators 2 --master_port {20000 + os.getpid() % 10000}", line)
     balance = " --data.balance true" if "clothing1m" in line else ""
-    return f"{line} {SMALL}{balance}"
+    name = f"run-{next(NUMBERS)}"  # docs start one recipe in several ways
+    return f"{line} {SMALL}{balance} --run.name {name}"
 
 
 def run(block: Block, folder: Path) -> None:
@@ -92,10 +97,12 @@ def run(block: Block, folder: Path) -> None:
 
 def shell(command: str, folder: Path) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    # What a process group in this process left is no launcher's word to the command.
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,
-        env={**os.environ, "PATH": path},
+        env={**environment, "PATH": path},
         capture_output=True,
         text=True,
         timeout=200,
@@ -126,3 +133,12 @@ def test_every_block_says_what_it_is(page: str) -> None:
 def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text()):
         assert "://" in target or ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_demo_is_as_the_readme_says() -> None:
+    told = re.search(
+        r"trains ResNet-20 for (\d+) epochs on (\d+) CPU processes", " ".join((ROOT / "README.md").read_text().split())
+    )
+    assert told is not None
+    demo, comparison = (tomllib.loads((ROOT / f"configs/{name}.toml").read_text()) for name in ("demo", "compare/demo"))
+    assert (int(told[1]), int(told[2])) == (demo["optim"]["epochs"], comparison["ranks"])

@@ -64,13 +64,22 @@ def quotas(available: Counts, samples: int, turn: int) -> Counts:
     """
     assert 0 <= samples <= available.sum(), (samples, available)
     taken = np.minimum(wanted(len(available), samples, turn), available)
-    # In the order in which this lane deals, so that no class is always the first to make up.
-    order = (turn * samples + np.arange(len(available))) % len(available)
-    while (missing := samples - int(taken.sum())) > 0:
-        able = order[taken[order] < available[order]]
-        lowest = able[taken[able] == taken[able].min()]
-        taken[lowest[:missing]] += 1
+    # Up to one level, the highest that does not take too many; then one more each, beginning with another class at each
+    # turn, so that none is always the first to make up.
+    low, high = 0, samples
+    while low < high:
+        level = (low + high + 1) // 2
+        low, high = (level, high) if _raised(taken, available, level).sum() <= samples else (low, level - 1)
+    taken = _raised(taken, available, low)
+    able = np.flatnonzero((taken <= low) & (taken < available))
+    missing = samples - int(taken.sum())
+    if missing:
+        taken[np.roll(able, -(turn % len(able)))[:missing]] += 1
     return taken
+
+
+def _raised(taken: Counts, available: Counts, level: int) -> Counts:
+    return np.maximum(taken, np.minimum(available, level))
 
 
 def wanted(classes: int, samples: int, turn: int) -> Counts:

@@ -93,25 +93,32 @@ class TrainBatches(Dataset[Batch]):
         return _batch(self._labels, ids, self._plan.positions(ids), pixels, bad)
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some ids of a dataset, int64 [n], and the labels of all its samples by id, int32 [N]."""
+
+    ids: Ids
+    labels: Labels
+
+
 class EvalBatches(Dataset[Batch]):
-    """Map from a half-open range of places in `ids` (by default all of them) to their batch, with the given labels."""
+    """Map from a half-open range of places in `part.ids` (by default all ids of the dataset) to their batch."""
 
     def __init__(
-        self, manifest: Manifest, ids: Ids | None = None, *, crop: int, augment: Augment, max_pixels: int
+        self, manifest: Manifest, part: Part | None = None, *, crop: int, augment: Augment, max_pixels: int
     ) -> None:
-        self._manifest = manifest
-        self._ids = np.arange(manifest.num_samples, dtype=np.int64) if ids is None else ids
+        self._part = part or Part(np.arange(manifest.num_samples, dtype=np.int64), manifest.labels)
         self._crop, self._augment, self._max_pixels = crop, augment, max_pixels
         self._reader = ShardReader(manifest)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
-        ids = self._ids[slice(*key)]
+        ids = self._part.ids[slice(*key)]
 
         def view(image: Pixels, sample_id: int) -> Pixels:
             return eval_view(image, self._crop, self._augment)
 
         pixels, bad = _read(self._reader, ids, self._crop, self._max_pixels, view)
-        return _batch(self._manifest.labels, ids, ids, pixels, bad)
+        return _batch(self._part.labels, ids, ids, pixels, bad)
 
 
 def train_keys(plan: Plan, lanes: range, start_step: int, stop_step: int) -> Iterator[tuple[int, int, int]]:

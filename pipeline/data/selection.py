@@ -4,6 +4,7 @@ import csv
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +39,9 @@ class Selection:
         return len(self.labels) if self.active is None else len(self.active)
 
     @property
-    def left_out(self) -> NDArray[np.int64]:
-        """Ids that are not in use, sorted."""
-        unused = np.ones(len(self.labels), dtype=bool)
-        unused[slice(None) if self.active is None else self.active] = False
-        return np.flatnonzero(unused)
+    def ids(self) -> NDArray[np.int64]:
+        """Ids in use, sorted."""
+        return np.arange(len(self.labels)) if self.active is None else self.active
 
     @property
     def active_labels(self) -> NDArray[np.int32]:
@@ -95,7 +94,7 @@ def _subset(manifest: Manifest, subset: float | str) -> NDArray[np.int64]:
 
 
 def _listed(manifest: Manifest, path: Path) -> NDArray[np.int64]:
-    lines = [line.strip() for line in _text("data.subset", path).splitlines()]
+    lines = [line.strip() for line in _lines("data.subset", path)]
     words = [line for line in lines if line]
     by = "id" if all(word.isdecimal() for word in words) else "key"
     return _ids(manifest, words, by, f"data.subset = '{path}'")
@@ -104,10 +103,10 @@ def _listed(manifest: Manifest, path: Path) -> NDArray[np.int64]:
 def _overlay(manifest: Manifest, path: Path) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Ids and their labels; -1 drops."""
     where = f"data.relabel = '{path}'"
-    rows = csv.reader(_text("data.relabel", path).splitlines())
+    rows = _rows(where, path)
     header = [name.strip() for name in next(rows, [])]
     by = next((name for name in ("id", "key") if name in header), None)
-    if by is None or "label" not in header:
+    if by is None or "label" not in header or len(set(header)) < len(header):
         raise InputError(f"{where}: its first line must name the columns id or key, and label, as in 'key,label'")
     names = {name: number for number, name in enumerate(manifest.classes)}
     words, labels = [], []
@@ -126,14 +125,14 @@ def _label(text: str, names: dict[str, int], where: str) -> int:
         return names[text]
     if text == DROP:
         return -1
-    if text.isdecimal() and int(text) < len(names):
+    if _number(text, len(names)):
         return int(text)
     raise InputError(f"{where}: '{text}' is no class, no number below {len(names)}, and not '{DROP}'")
 
 
 def _ids(manifest: Manifest, words: list[str], by: str, where: str) -> NDArray[np.int64]:
     if by == "id":
-        wrong = [word for word in words if not (word.isdecimal() and int(word) < manifest.num_samples)]
+        wrong = [word for word in words if not _number(word, manifest.num_samples)]
         found = [] if wrong else [int(word) for word in words]
     else:
         wanted = set(words)
@@ -148,9 +147,26 @@ def _ids(manifest: Manifest, words: list[str], by: str, where: str) -> NDArray[n
     return np.array(found, dtype=np.int64)
 
 
-def _text(what: str, path: Path) -> str:
+def _number(text: str, below: int) -> bool:
+    """Whether `text` is a number from 0 to `below`; of any length: int() refuses thousands of digits."""
+    return text.isdecimal() and len(text) < 20 and int(text) < below
+
+
+def _rows(where: str, path: Path) -> Iterator[list[str]]:
     try:
-        return path.read_text(encoding="utf-8")
+        yield from csv.reader(_lines("data.relabel", path))
+    except csv.Error as error:
+        raise InputError(f"{where}: not CSV ({error})") from None
+
+
+def _lines(what: str, path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"{what} = '{path}' cannot be read: {reason}") from None
+        hint = "; a share is a number, as in 0.1" if re.match(r"[\d.]+\s*%?$", str(path)) else ""
+        raise InputError(f"{what} = '{path}' cannot be read: {reason}{hint}") from None
+    if text and not text.endswith("\n"):
+        # 12 cut to 1 would be another id, or another label.
+        raise InputError(f"{what} = '{path}': its last line has no end, so it may be cut short; add a line end if not")
+    return text.splitlines()

@@ -161,9 +161,9 @@ class View:
 
 def _run_id(path: Path, resumed: bool) -> str:
     """The id that attempts of one run share; a run that begins anew gets a new one."""
-    if resumed and path.exists() and (known := path.read_text(encoding="utf-8").strip()):
+    if resumed and path.exists() and (known := path.read_text(encoding="ascii", errors="ignore").strip()):
         return known
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     run_id = secrets.token_hex(4)
     path.write_text(run_id + "\n", encoding="utf-8")
     return run_id

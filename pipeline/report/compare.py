@@ -81,6 +81,14 @@ def compare(path: str) -> int:
     """
     comparison = _load(path)
     planned = [_plan(comparison, path, method, seed) for method in _order(comparison) for seed in comparison.seeds]
+    for run in planned:
+        if comparison.select_by not in (None, *run.config.eval.sets):
+            known = ", ".join(run.config.eval.sets) or "none"
+            raise InputError(f"{path}: select_by '{comparison.select_by}' is no evaluation set of {run.name}: {known}")
+    try:
+        Path(comparison.dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: dir = '{comparison.dir}' cannot be written: {error.strerror}") from None
     finished = {run.name for run in planned if _finished(run.config)}
     whole: list[Planned] = []
     failed: list[Planned] = []
@@ -197,11 +205,13 @@ def _finished(run: Config) -> bool:
         return False
     manifest = Manifest.load(run.data.train)
     asked = identity(run, manifest, select(manifest, run.data.subset, run.data.relabel))
-    refuse_difference(_summary(run.folder)["identity"], asked, str(run.folder))
-    then = configfile.load(run.folder / "config.toml")
+    then = _summary(run.folder)
+    refuse_difference(then["identity"], asked, str(run.folder))
+    pretrained = configfile.load(run.folder / "config.toml").model.pretrained
+    sets = {name: Manifest.load(chosen.data).fingerprint for name, chosen in run.eval.sets.items()}
     for key, was, now in (
-        ("model.pretrained", then.model.pretrained, run.model.pretrained),
-        ("evaluation sets", sorted(then.eval.sets), sorted(run.eval.sets)),
+        ("model.pretrained", pretrained, run.model.pretrained),
+        ("evaluation sets", then.get("set_fingerprints"), sets),
     ):
         if was != now:
             raise InputError(f"{run.folder} is of another run: {key} ({was} there, {now} here). Name another dir")

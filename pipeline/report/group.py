@@ -16,8 +16,6 @@ def show(found: Results, folder: Path, page: Path, track: Track) -> None:
     As everywhere, wandb that fails is one warning.
     """
     kept = folder / NAME
-    if track.wandb != "disabled":
-        kept.mkdir(exist_ok=True)
     about = {"baseline": found.baseline, "reference": found.reference, "target": found.target}
     view = View(kept, track, NAME, about | {"differences": found.differences}, resumed=True)
     view.show(results.rows(found), page)

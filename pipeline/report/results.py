@@ -99,11 +99,15 @@ def to_json(results: Results) -> str:
 
 
 def to_csv(results: Results) -> str:
-    """One row per method, set and seed; what a run does not have is an empty cell. Accuracies 0 to 1."""
+    """One row per method, set and seed; what a run does not have is an empty cell. Accuracies 0 to 1.
+
+    `..._ratio` are of the method's means, to those of the reference where that is like for like.
+    """
     rows = []
     for method in results.methods:
         for run in method.runs:
             own = {"method": method.name, "seed": run.seed, **{name: getattr(run, name) for name in COSTS}}
+            own |= {f"{c.name}_ratio": c.ratio for c in method.costs}
             own |= {"steps": run.steps, "world": run.world, "device": run.device, "folder": run.folder}
             own |= {"target": results.target, "versions": " ".join(f"{k}={v}" for k, v in run.versions.items())}
             for name in run.sets or [""]:
@@ -117,7 +121,7 @@ def to_csv(results: Results) -> str:
                     heads[f"{head}_seconds_to_target"] = "not reached" if seconds is None else seconds
                 rows.append({"set": name, **heads, **own})
     order = ["method", "set", "seed", *(f"{h}_{c}" for h in HEADS for c in ("last", "chosen", "chosen_step"))]
-    order += [*COSTS, "target", *(f"{head}_seconds_to_target" for head in HEADS)]
+    order += [*COSTS, *(f"{name}_ratio" for name in COSTS), "target", *(f"{head}_seconds_to_target" for head in HEADS)]
     out = io.StringIO()
     writer = csv.DictWriter(out, [*order, "steps", "world", "device", "versions", "folder"], lineterminator="\n")
     writer.writeheader()
@@ -128,7 +132,7 @@ def to_csv(results: Results) -> str:
 def rows(results: Results) -> list[list[str]]:
     """Header and one row a method, as text: accuracies in percent, then costs; mean +/- std over its seeds.
 
-    A column of which no method has a figure is left out.
+    Costs are followed by their ratio to the reference's. A column of which no method has a figure is left out.
     """
     asked: list[tuple[str, str, str, str]] = []
     for name in results.sets:
@@ -139,15 +143,30 @@ def rows(results: Results) -> list[list[str]]:
         columns[header] = [pm(accuracy(m, *which), 2, 100) for m in results.methods]
     for header, figure in (
         ("images/s", "images_per_s"),
+        ("step s", "step_seconds"),
         ("peak memory GB", "memory_gb"),
         ("training s", "train_seconds"),
     ):
-        spreads = [cost(m, figure).spread for m in results.methods]
-        columns[header] = [pm(found, digits(found.mean)) for found in spreads]
+        columns[header] = [
+            _cell(cost(m, figure).spread, cost(m, figure).ratio, m.name, results) for m in results.methods
+        ]
+    for name in results.sets if results.target is not None else ():
+        for head in HEADS:
+            found = [next((r for r in m.reaches if (r.set, r.head) == (name, head)), None) for m in results.methods]
+            columns[f"{name}: {head} s to {results.target:.0%}"] = [
+                "" if r is None else _cell(r.seconds, r.ratio, m.name, results) or "not reached"
+                for m, r in zip(results.methods, found, strict=True)
+            ]
     columns["seeds"] = [str(len(m.runs)) for m in results.methods]
     kept = {header: cells for header, cells in columns.items() if any(cells)}
     lines = zip(*kept.values(), strict=True)
     return [["method", *kept], *([m.name, *line] for m, line in zip(results.methods, lines, strict=True))]
+
+
+def _cell(found: Spread | None, ratio: float | None, method: str, results: Results) -> str:
+    """A cost, and in brackets how many times the reference's it is, like for like."""
+    text = "" if found is None else pm(found, digits(found.mean))
+    return f"{text} ({ratio:.2f}x)" if text and ratio is not None and method != results.reference else text
 
 
 def digits(value: float) -> int:

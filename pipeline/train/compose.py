@@ -1,6 +1,7 @@
 """The configured losses, with the per-sample state and the penalties they need."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,14 +34,19 @@ def compose(
 
 
 def read_class_errors(paths: Sequence[str], manifest: Manifest) -> list[float]:
-    """Mean error (0 to 1) of each class over files of `alasca eval --class-errors`: {class: error}.
+    """Mean error (0 to 1) of each class over the files of `alasca eval --class-errors` that have one: {class: error}.
+
+    A class for which none has one (it had no images: null) gets 1: nothing speaks for it.
 
     Raises:
-        InputError: no file, one that cannot be read, or not one error for each class of the dataset.
+        InputError: no file, one that cannot be read, or not an entry for each class of the dataset.
     """
     if not paths:
         raise InputError("method.har.class_errors = [] names no file: leave it out for uniform weights")
-    return np.mean([_class_errors(path, manifest) for path in paths], axis=0).tolist()
+    errors = np.array([_class_errors(path, manifest) for path in paths])
+    known = ~np.isnan(errors)
+    sums, counts = np.where(known, errors, 0.0).sum(axis=0), known.sum(axis=0)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), 1.0).tolist()
 
 
 def _class_errors(path: str, manifest: Manifest) -> list[float]:
@@ -52,9 +58,9 @@ def _class_errors(path: str, manifest: Manifest) -> list[float]:
     if not isinstance(errors, dict) or set(errors) != set(manifest.classes):
         raise InputError(f"{where} must hold one error for each class of {manifest.root}")
     for name, share in errors.items():
-        if not isinstance(share, int | float) or not 0 <= share <= 1:
+        if share is not None and (not isinstance(share, int | float) or not 0 <= share <= 1):
             raise InputError(f"{where}: the error of {name} is {share}, must be from 0 to 1")
-    return [float(errors[name]) for name in manifest.classes]
+    return [math.nan if errors[name] is None else float(errors[name]) for name in manifest.classes]
 
 
 def _bank(config: Config, manifest: Manifest, plan: Plan, world: World) -> SampleBank:

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.config import Config
-from pipeline.data.loader import Batch, EvalBatches, Feed, eval_keys
-from pipeline.data.plan import Ids
+from pipeline.data.loader import Batch, EvalBatches, Feed, Part, eval_keys
 from pipeline.method.alasca import averaged_prediction
 from pipeline.train import dist
 from pipeline.train.bad import BadImages
@@ -19,13 +18,25 @@ from shards.manifest import Manifest
 Forward = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
+def open_dataset(path: str, what: str) -> Manifest:
+    """The dataset that `what` names.
+
+    Raises:
+        InputError: no such dataset, or a damaged one.
+    """
+    try:
+        return Manifest.load(path)
+    except InputError as error:
+        raise InputError(f"{what} = '{path}': {error}") from None
+
+
 def open_set(path: str, classes: tuple[str, ...], what: str) -> Manifest:
     """An evaluation set that fits a model.
 
     Raises:
         InputError: no such dataset, missing shards, or classes that are not those the model learns.
     """
-    manifest = Manifest.load(path)
+    manifest = open_dataset(path, what)
     if manifest.classes != classes:
         ours, theirs = set(classes), set(manifest.classes)
         differing = ", ".join(sorted(ours ^ theirs)[:5]) or "the same names in another order"
@@ -38,7 +49,7 @@ def open_set(path: str, classes: tuple[str, ...], what: str) -> Manifest:
 
 @torch.inference_mode()
 def evaluate(
-    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages, ids: Ids | None = None
+    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages, part: Part | None = None
 ) -> dict[str, float]:
     """Top-1 and top-5 accuracy (0 to 1) and mean cross-entropy of the main logits, over the images that decode.
 
@@ -51,13 +62,13 @@ def evaluate(
         config: crop, workers and limits.
         world: this process.
         bad: takes up the images that do not decode.
-        ids: those of the set that count (default: all).
+        part: of the set (default: all of it, with its own labels).
 
     Returns:
         Fields of an `eval` record: `images` (every one of them), `bad` (of these, undecodable), accuracies, `loss`.
     """
     sums: dict[str, torch.Tensor] = {}
-    for batch, main, aux in _answers(forward, manifest, config, world, bad, ids):
+    for batch, main, aux in _answers(forward, manifest, config, world, bad, part):
         logits = {"main": main}
         if aux:
             logits["averaged"] = averaged_prediction(main, aux)
@@ -82,28 +93,31 @@ def evaluate(
 
 @torch.inference_mode()
 def class_errors(
-    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages, ids: Ids | None = None
-) -> dict[str, float]:
-    """Share of each class's decodable images (0 to 1) that the main head gets wrong; a class without images has 0.
+    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages, part: Part | None = None
+) -> dict[str, float | None]:
+    """Share of each class's decodable images (0 to 1) that the main head gets wrong; None for a class without images.
 
     Arguments as for `evaluate`.
     """
     counts = torch.zeros(2, manifest.num_classes, dtype=torch.float64)
-    for batch, main, _ in _answers(forward, manifest, config, world, bad, ids):
+    for batch, main, _ in _answers(forward, manifest, config, world, bad, part):
         wrong = main.argmax(dim=1) != batch.labels
         for row, chosen in enumerate((batch.valid, batch.valid & wrong)):
             counts[row] += torch.bincount(batch.labels[chosen].cpu(), minlength=manifest.num_classes)
     images, errors = dist.sum_over_ranks(counts)
-    return dict(zip(manifest.classes, (errors / images.clamp(min=1)).tolist(), strict=True))
+    shares = [e / n if n else None for e, n in zip(errors.tolist(), images.tolist(), strict=True)]
+    return dict(zip(manifest.classes, shares, strict=True))
 
 
 def _answers(
-    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages, ids: Ids | None
+    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages, part: Part | None
 ) -> Iterator[tuple[Batch, torch.Tensor, list[torch.Tensor]]]:
     """This rank's share of the images on its device, with float32 logits of the main head and of the others."""
     data = config.data
-    dataset = EvalBatches(manifest, ids, crop=data.crop, augment=data.augment, max_pixels=data.max_pixels)
-    keys = eval_keys(manifest.num_samples if ids is None else len(ids), data.micro_batch * 2, world.rank, world.size)
+    dataset = EvalBatches(manifest, part, crop=data.crop, augment=data.augment, max_pixels=data.max_pixels)
+    keys = eval_keys(
+        manifest.num_samples if part is None else len(part.ids), data.micro_batch * 2, world.rank, world.size
+    )
     with closing(Feed(dataset, keys, data.workers, pin=world.device.type == "cuda")) as feed:
         for host_batch in feed:
             bad.add(host_batch.bad)

@@ -13,7 +13,7 @@ from pipeline.model import backbone
 from pipeline.record.reference import Reference
 from pipeline.train.checkpoint import complete
 from pipeline.train.compose import read_class_errors
-from pipeline.train.evaluate import open_set
+from pipeline.train.evaluate import open_dataset, open_set
 from shards.manifest import Manifest
 
 
@@ -36,7 +36,7 @@ class Inputs:
                 does not fit; lanes that the processes cannot share; an unknown network or weights that do not fit; a
                 reference run or class errors that are not there.
         """
-        manifest = Manifest.load(config.data.train)
+        manifest = open_dataset(config.data.train, "data.train")
         sets = {name: open_set(s.data, manifest.classes, f"eval.{name}.data") for name, s in config.eval.sets.items()}
         data = config.data
         selection = select(manifest, data.subset, data.relabel)

@@ -92,7 +92,7 @@ class Training:
         save_every = config.checkpoint.every_steps or per_epoch
         self.engine.train()
         if self.start == 0 and (lacking := self.plan.deficit(0)):
-            self.tracker.log("balance", 0, {self.manifest.classes[label]: n for label, n in lacking.items()})
+            self.tracker.log("balance", 0, {f"lacking/{self.manifest.classes[k]}": n for k, n in lacking.items()})
         window = Window()
         for step in range(self.start, last):
             looks = config.track.norms > 0 and (step + 1) % config.track.norms == 0
@@ -221,4 +221,5 @@ class Training:
             "device": torch.cuda.get_device_name() if self.world.device.type == "cuda" else "cpu",
             "versions": versions(),
             "identity": self.identity,
+            "set_fingerprints": {name: manifest.fingerprint for name, manifest in self.sets.items()},
         }

@@ -3,21 +3,26 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from pipeline import configfile
-from pipeline.data.plan import Ids
+from pipeline.data.loader import Part
 from pipeline.data.selection import select
 from pipeline.model import backbone
 from pipeline.train.bad import BadImages
 from pipeline.train.checkpoint import MODEL, newest, read_index
 from pipeline.train.dist import World
-from pipeline.train.evaluate import class_errors, evaluate
+from pipeline.train.evaluate import class_errors, evaluate, open_dataset
+from pipeline.train.identity import identity
 from pipeline.train.network import Network
 from shards.errors import InputError
 from shards.manifest import Manifest
+
+Figures = TypeVar("Figures")
 
 
 class StoredRun:
@@ -37,41 +42,51 @@ class StoredRun:
         self._checkpoint = checkpoint
         index = read_index(checkpoint)
         self.step: int = index["step"]
+        self._identity: dict[str, Any] = index["identity"]
         self.classes: tuple[str, ...] = tuple(index["classes"])
 
-    def held_out(self) -> tuple[Manifest, Ids]:
-        """The dataset it was trained on, and the ids of it that `data.subset` left out.
+    def held_out(self) -> tuple[Manifest, Part]:
+        """The dataset it was trained on, and what `data.subset` left out of it, with the labels of `data.relabel`.
 
         Raises:
-            InputError: the dataset is no longer there, or nothing was left out.
+            InputError: dataset, subset or overlay are no longer those it was trained with, or nothing was left out.
         """
         data = self.config.data
-        manifest = Manifest.load(data.train)
-        ids = select(manifest, data.subset).left_out
+        manifest = open_dataset(data.train, "data.train")
+        mine = select(manifest, data.subset, data.relabel)
+        now = identity(self.config, manifest, mine)
+        changed = [name for name in now if name.startswith("data.") and self._identity.get(name) != now[name]]
+        if changed:
+            raise InputError(
+                f"{self.config.run.name}: {', '.join(changed)} is no longer what it was trained with, so what it has"
+                " not seen is unknown: put the files back, or give --data"
+            )
+        whole = select(manifest, None, data.relabel)
+        ids = np.setdiff1d(whole.ids, mine.ids, assume_unique=True)
         if not len(ids):
             raise InputError(
                 f"{self.config.run.name} was trained on all of {data.train}, so nothing of it is held out: train with"
                 " --data.subset 1/2, or give --data"
             )
-        return manifest, ids
+        return manifest, Part(ids, whole.labels)
 
-    def evaluate(self, manifest: Manifest, world: World, ids: Ids | None = None) -> dict[str, float]:
-        """Accuracy on a dataset of the same classes (or on some ids of it); the ranks share the images.
+    def evaluate(self, manifest: Manifest, world: World, part: Part | None = None) -> dict[str, float]:
+        """Accuracy on a dataset of the same classes (or on a part of it); the ranks share the images.
 
         See `evaluate` for the figures.
 
         Raises:
             InputError: too many images that do not decode.
         """
-        return self._over(evaluate, manifest, world, ids)
+        return self._over(evaluate, manifest, world, part)
 
-    def class_errors(self, manifest: Manifest, world: World, ids: Ids | None = None) -> dict[str, float]:
-        """Error of each class on a dataset of the same classes (or on some ids of it); see `class_errors`.
+    def class_errors(self, manifest: Manifest, world: World, part: Part | None = None) -> dict[str, float | None]:
+        """Error of each class on a dataset of the same classes (or on a part of it); see `class_errors`.
 
         Raises:
             InputError: too many images that do not decode.
         """
-        return self._over(class_errors, manifest, world, ids)
+        return self._over(class_errors, manifest, world, part)
 
     def module(self, device: torch.device) -> backbone.Backbone:
         """The module of the newest checkpoint, in evaluation mode on a device."""
@@ -85,11 +100,9 @@ class StoredRun:
         engine = self.config.engine
         return Network(self.module(world.device), world.device, engine.precision, engine.channels_last)
 
-    def _over(
-        self, measure: Callable[..., dict[str, float]], manifest: Manifest, world: World, ids: Ids | None
-    ) -> dict[str, float]:
-        bad = BadImages(manifest, self.config.data.max_bad_fraction, of=None if ids is None else len(ids))
-        figures = measure(self.network(world), manifest, self.config, world, bad, ids)
+    def _over(self, measure: Callable[..., Figures], manifest: Manifest, world: World, part: Part | None) -> Figures:
+        bad = BadImages(manifest, self.config.data.max_bad_fraction, of=None if part is None else len(part.ids))
+        figures = measure(self.network(world), manifest, self.config, world, bad, part)
         for found in bad.agree():
             if world.rank == 0:
                 print(f"warning: {found['key']} does not decode: {found['reason']}", file=sys.stderr)

@@ -35,11 +35,12 @@ def comparison(photos: Manifest, clean_photos: Manifest, tmp_path: Path) -> Call
 
 
 def test_compare_trains_reuses_and_names_what_broke(
-    comparison: Callable[[str], str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    comparison: Callable[[str], str], photos: Manifest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     alasca = "[methods.alasca]\n"
     # Dear enough that the other's extra run, stretched to its seconds, is longer by epochs whatever the machine does.
     costly = '[methods.costly]\nmethod = { aux = "none", penalty = "jacobian", jacobian = { n_proj = 6 } }\n'
+    costly += 'track = { wandb = "offline" }\n'  # the first run's setting is the comparison's
     file = comparison(f'reference = "costly"\nequal_time = true\ntarget = 0.01\n{alasca}{costly}')
     assert main(["compare", file]) == 0
     first = capfd.readouterr().out
@@ -74,10 +75,18 @@ def test_compare_trains_reuses_and_names_what_broke(
         assert 'group = "compare"' in (runs[name] / "config.toml").read_text()
     assert "vs_reference/images_per_s" not in windows["costly"]
 
+    # In wandb: the run and the comparison, one group.
+    assert len(list(runs["costly"].glob("wandb/offline-run-*"))) == 1
+    assert len(list((folder / "comparison").glob("wandb/offline-run-*/files/media/html/*.html"))) == 1
+
+    # One run was cut off before its summary: it goes on from its checkpoint, the others are reused.
+    (runs["costly"] / "summary.json").unlink()
     assert main(["compare", file]) == 0
     second = capfd.readouterr().out
-    assert second.count("finished before, reused") == 3
+    assert second.count("finished before, reused") == 2 and "== costly-seed0: training" in second
     assert [line for line in second.splitlines() if line.startswith("|")] == table
+    again = json.loads((runs["costly"] / "summary.json").read_text())
+    assert again == summaries["costly"]
 
     file = comparison(f'{alasca}[methods.wrong]\nmodel = {{ pretrained = "/nowhere.pt" }}\n')
     assert main(["compare", file]) == 1
@@ -88,9 +97,20 @@ def test_compare_trains_reuses_and_names_what_broke(
     assert main(["compare", comparison(f"{alasca}optim = {{ lr = 0.2 }}\n")]) == 2
     assert "optim.lr (0.05 there, 0.2 here)" in capfd.readouterr().err
     assert (runs["alasca"] / "config.toml").read_text() == before
+    swapped = f"{alasca}eval = {{ test = {{ data = '{photos.root}' }} }}\n"
+    assert main(["compare", comparison(swapped)]) == 2
+    assert "evaluation sets" in capfd.readouterr().err
     (runs["alasca"] / "summary.json").write_text("{")
     assert main(["compare", comparison(alasca)]) == 2
     assert "summary.json cannot be read" in capfd.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    comparison: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").write_text("in the way")
+    assert main(["compare", comparison("[methods.ce]\n")]) == 2
+    assert f"dir = '{tmp_path}/runs' cannot be written: File exists" in capsys.readouterr().err
 
 
 def test_equal_time_stretches_the_whole_schedule(comparison: Callable[[str], str], tmp_path: Path) -> None:
@@ -129,6 +149,7 @@ def test_equal_time_stretches_the_whole_schedule(comparison: Callable[[str], str
         ('reference = "har"\n[methods.ce]\n', "reference 'har' is none of the methods: ce"),
         ("equal_time = true\n[methods.ce]\n", "equal_time needs a reference"),
         ("seeds = [1, 1]\n[methods.ce]\n", "seeds [1, 1] name one twice"),
+        ('select_by = "vla"\n[methods.ce]\n', "select_by 'vla' is no evaluation set of ce-seed0: test"),
     ],
 )
 def test_mistakes_in_the_file_are_named(

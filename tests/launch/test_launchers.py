@@ -1,6 +1,7 @@
 """Real launchers, real ranks, a real kill: the same training whoever starts it and in how many processes."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -140,6 +142,28 @@ def test_weights_and_statistics_agree_between_worlds(alone: Path, two: Path, fou
         torch.testing.assert_close(other, banks[0], atol=2e-3, rtol=1e-3)
 
 
+def test_a_run_is_evaluated_and_probed_from_the_command_line(
+    alone: Path, photos: Manifest, clean_photos: Manifest, tmp_path: Path
+) -> None:
+    def printed(*words: str) -> list[list[str]]:
+        command = [sys.executable, "-m", "pipeline", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return [line.split() for line in done.stdout.splitlines()]
+
+    file = tmp_path / "errors.json"
+    figures = dict(printed("eval", str(alone), "--data", str(clean_photos.root), "--class-errors", str(file)))
+    last = lines(alone, "eval")[-1]
+    assert figures["images"] == "47" and figures["main/top1"] == f"{last['main/top1']:.2%}"
+    errors = json.loads(file.read_text())
+    counts = np.bincount(clean_photos.labels)
+    wrong = sum(errors[name] * n for name, n in zip(clean_photos.classes, counts, strict=True))
+    assert wrong / 47 == pytest.approx(1 - last["main/top1"], abs=1e-4)
+    table = printed("probe", str(alone), "--train", str(photos.root), "--test", str(clean_photos.root))
+    assert [row[0] for row in table[2:]] == ["stage", "stage1", "stage2", "stage3"]
+    assert all(row[3].endswith("%") for row in table[3:])
+
+
 def test_a_killed_rank_ends_the_job_and_resume_ends_as_if_nothing_happened(config: Path, two: Path) -> None:
     command = [*torchrun(2), TRAIN, str(config), "--run.name", "killed"]
     job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=config.parent)
@@ -184,14 +208,14 @@ def test_a_rank_that_fails_ends_the_job_and_leaves_no_process(config: Path) -> N
 
 
 def test_a_hang_ends_after_the_timeout(config: Path) -> None:
-    command = [*torchrun(2), TRAIN, str(config), "--run.name", "hung", "--optim.epochs", "500", "--dist.timeout", "5"]
+    command = [*torchrun(2), TRAIN, str(config), "--run.name", "hung", "--optim.epochs", "500", "--dist.timeout", "15"]
     job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=config.parent)
     try:
         wait_for(lambda: len(lines(config.parent / "hung", "train")) > 3, job)
         stopped = psutil.Process(a_rank_of(job.pid))
         others = [p for p in psutil.Process(job.pid).children() if p.pid != stopped.pid]
         stopped.suspend()
-        _, alive = psutil.wait_procs(others, timeout=40)
+        _, alive = psutil.wait_procs(others, timeout=80)
         assert not alive
         stopped.resume()
         _, errors = job.communicate(timeout=40)

@@ -31,7 +31,11 @@ def test_the_group_gets_the_figures_the_table_and_the_page(
     assert summary["alasca/test/averaged/last/mean"] == pytest.approx(
         sum(r.last["test/averaged"] for r in alasca.runs) / 3
     )
-    assert summary["alasca/test/main/last/to_baseline/low"] < last.to_baseline.mean
+    assert summary["alasca/test/main/last/to_baseline"] == pytest.approx(last.to_baseline.mean)
+    assert summary["alasca/test/main/last/to_reference"] == pytest.approx(last.to_reference.mean)
+    assert last.to_baseline.mean != pytest.approx(last.to_reference.mean)
+    assert summary["alasca/test/main/last/to_baseline/low"] == pytest.approx(last.to_baseline.low)
+    assert summary["alasca/images_per_s/best_ratio"] == pytest.approx(alasca.best_ratio)
     # 24 s an evaluation against 70 s, for the same images.
     assert summary["alasca/images_per_s/ratio"] == pytest.approx(70 / 24, rel=1e-6)
     assert summary["lipschitz/test/main/last/to_reference"] == 0
@@ -39,7 +43,18 @@ def test_the_group_gets_the_figures_the_table_and_the_page(
     assert copied.read_text() == html.read_text()
     (table,) = (tmp_path / "comparison").glob("wandb/offline-run-*/files/media/table/*.json")
     shown = json.loads(table.read_text())
+    own_id = (tmp_path / "comparison/wandb/id").read_text()
+    group.show(comparison, tmp_path, html, Track(group="digits"))
+    assert (tmp_path / "comparison/wandb/id").read_text() == own_id, "the same run of the group again"
     assert shown["columns"][0] == "method" and [row[0] for row in shown["data"]] == [m.name for m in comparison.methods]
+
+
+def test_wandb_that_cannot_write_is_one_warning(
+    comparison: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "comparison").write_text("in the way")
+    group.show(comparison, tmp_path, tmp_path / "report.html", Track())
+    assert capsys.readouterr().err.count("warning: wandb is out") == 1
 
 
 def test_disabled_leaves_nothing(comparison: Results, tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_validation_data_choose_and_are_not_reported(make_run: MakeRun) -> None:
     assert chosen == {("val", "last"): [0.4], ("test", "last"): [0.6], ("test", "chosen"): [0.3]}
     assert found.methods[0].runs[0].chosen["test/main"].step == 20
     assert results.rows(found)[0][1:4] == ["val: main %", "test: main %", "test: main % chosen by val"]
+    assert not any("(" in cell for cell in results.rows(found)[1]), "no reference, no ratio"
     assert found.methods[0].reaches == []
     with pytest.raises(InputError, match="has no evaluations on 'clean', which is to choose; it has val, test"):
         results.collect("t", methods, baseline="ce", reference=None, target=None, select_by="clean")
@@ -117,6 +118,20 @@ def test_ratios_are_like_for_like_and_best_against_best_stands_apart(make_run: M
     assert ratios == {"ours": 4, "ours-64": 5, "lip": 1, "lip-64": 1, "other": None}
     assert [found[name].compared_to for name in ("ours", "ours-64", "other")] == ["lip", "lip-64", None]
     assert found["other"].unlike == ["processes"]
+    whole = results.collect("t", methods, baseline="ours", reference="lip", target=0.5)
+    header, *table = results.rows(whole)
+    cells = {row[0]: dict(zip(header, row, strict=True)) for row in table}
+    assert cells["ours"]["images/s"] == "320 (4.00x)" and cells["ours"]["step s"] == "0.20 (0.25x)"
+    assert cells["lip"]["images/s"] == "80.0" and cells["other"]["images/s"] == "320"
+    assert cells["ours"]["test: main s to 50%"] == "2.00 (0.25x)"
+    lines = list(csv.DictReader(io.StringIO(results.to_csv(whole))))
+    assert {line["method"]: line["images_per_s_ratio"] for line in lines} == {
+        "ours": "4.0",
+        "ours-64": "5.0",
+        "lip": "1.0",
+        "lip-64": "1.0",
+        "other": "",
+    }
     assert (found["ours"].best, found["ours"].best_other, found["ours"].best_ratio) == ("ours-64", "lip-64", 5)
 
 

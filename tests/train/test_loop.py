@@ -158,8 +158,20 @@ def test_checkpoints_are_whole_and_few(configured: Configured, world: World) -> 
         training.engine.module.state_dict().values(), resumed.engine.module.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b)
+    index = folder / "step-000000020" / "index.json"
+    whole = index.read_bytes()
+    for text in (
+        b"{",
+        b"[]",
+        b"null",
+        whole.replace(b'"files"', b'"fi\xe9es"'),
+        b'{"files": 3}',
+        b'{"files": {"x": 1}}',
+    ):
+        index.write_bytes(text)
+        assert damage(index.parent), text
+        assert training.checkpoints.choose("auto") == folder / "step-000000015"
     (folder / "step-000000015" / "optimizer.pt").unlink()
-    (folder / "step-000000020" / "index.json").write_text("{")
     with pytest.raises(InputError, match="every checkpoint in .* is damaged"):
         training.checkpoints.choose("auto")
 

@@ -34,7 +34,7 @@ def test_what_is_selected_is_learnt_and_nothing_else(
     """Every label corrected, an eighth dropped, half taken: the samples, labels and state are those of the plan."""
     overlay = tmp_path / "clean.csv"
     lines = [f"{i},{'drop' if i % 8 == 0 else label}" for i, label in enumerate(photos.clean_labels)]
-    overlay.write_text("\n".join(["id,label", *lines]))
+    overlay.write_text("\n".join(["id,label", *lines, ""]))
     config = configured(data__relabel=str(overlay), data__subset="1/2", optim__epochs=3)
     training = trained(config, world)
     active = training.selection.active
@@ -49,15 +49,11 @@ def test_what_is_selected_is_learnt_and_nothing_else(
         given += np.bincount(photos.clean_labels[training.plan.batch(0, step)], minlength=3)
     fed = np.zeros(3)
     again = Training(
-        configured(run__name="again", data__relabel=str(overlay), data__subset="1/2"), _opened(config), world
+        configured(run__name="again", data__relabel=str(overlay), data__subset="1/2"), Inputs.open(config, 1), world
     )
     for _ in range(steps * 4):
         fed += np.bincount(next(again.feed).labels.numpy(), minlength=3)
     assert fed.tolist() == given.tolist()
-
-
-def _opened(config: Config) -> Inputs:
-    return Inputs.open(config, 1)
 
 
 def test_a_changed_selection_is_refused(configured: Configured, world: World, tmp_path: Path) -> None:
@@ -80,7 +76,12 @@ def test_balanced_epochs_train_and_say_what_lanes_lack(configured: Configured, w
     records = read_metrics(config.folder)
     (lacking,) = [r for r in records if r["kind"] == "balance"]
     deficit = training.plan.deficit(0)
-    assert deficit and {photos.classes[k]: n for k, n in deficit.items()}.items() <= lacking.items()
+    found = {k.removeprefix("lacking/"): n for k, n in lacking.items() if k.startswith("lacking/")}
+    assert deficit and found == {photos.classes[k]: n for k, n in deficit.items()}
+    trained(config.model_copy(update={"run": config.run.model_copy(update={"name": "cut", "max_steps": 3})}), world)
+    trained(config.model_copy(update={"run": config.run.model_copy(update={"name": "cut", "resume": "auto"})}), world)
+    cut = read_metrics(config.folder.with_name("cut"))
+    assert [r["kind"] for r in cut].count("balance") == 1
     assert [r["samples"] for r in records if r["kind"] == "train"][-1] == 2 * 96
 
 
@@ -92,11 +93,12 @@ def test_held_out_samples_are_evaluated_and_only_they(
         config = configured(run__name=f"half{part}", data__subset=f"{part}/2", method__aux="none", optim__epochs=1)
         trained(config, world)
     run = StoredRun(config.folder)
-    manifest, ids = run.held_out()
+    manifest, part = run.held_out()
+    ids = part.ids
     assert len(ids) == 60 and not np.isin(ids, Inputs.open(config, 1).selection.active).any()
-    figures = run.evaluate(manifest, world, ids)
+    figures = run.evaluate(manifest, world, part)
     assert figures["images"] == 60
-    errors = run.class_errors(manifest, world, ids)
+    errors = run.class_errors(manifest, world, part)
     counts = np.bincount(photos.labels[ids])
     wrong = sum(errors[f"class-{k}"] * n for k, n in enumerate(counts))
     assert wrong / 60 == pytest.approx(1 - figures["main/top1"])
@@ -108,9 +110,29 @@ def test_held_out_samples_are_evaluated_and_only_they(
 
     files = [tmp_path / "1.json", tmp_path / "2.json"]
     files[0].write_text('{"class-0": 0.2, "class-1": 0.4, "class-2": 1.0}')
-    files[1].write_text('{"class-0": 0.4, "class-1": 0.0, "class-2": 0.0}')
+    files[1].write_text('{"class-0": 0.4, "class-1": null, "class-2": 0.0}')  # it had no image of class-1
     har = {"class_errors": [str(file) for file in files]}
     config = configured(method__aux="none", method__penalty="har", method__har=har)
     penalty = Training(config, Inputs.open(config, 1), world).objective.penalty
-    raw = np.array([0.3, 0.2, 0.5]) ** 0.6 / np.bincount(photos.labels) ** 0.4
+    raw = np.array([0.3, 0.4, 0.5]) ** 0.6 / np.bincount(photos.labels) ** 0.4
     np.testing.assert_allclose(penalty._weights.numpy(), raw / raw.max(), rtol=1e-5)
+
+
+def test_held_out_follows_the_overlay_and_refuses_other_files(
+    configured: Configured, world: World, photos: Manifest, tmp_path: Path
+) -> None:
+    overlay, chosen = tmp_path / "clean.csv", tmp_path / "chosen.txt"
+    lines = [f"{i},{'drop' if i % 8 == 0 else label}\n" for i, label in enumerate(photos.clean_labels)]
+    overlay.write_text("".join(["id,label\n", *lines]))
+    chosen.write_text("".join(f"{i}\n" for i in range(0, 120, 2)))
+    config = configured(data__relabel=str(overlay), data__subset=str(chosen), method__aux="none", optim__epochs=1)
+    trained(config, world)
+    run = StoredRun(config.folder)
+    manifest, part = run.held_out()
+    assert part.ids.tolist() == [i for i in range(120) if i % 2 == 1 and i % 8 != 0]
+    errors = run.class_errors(manifest, world, part)
+    wrong = sum(errors[f"class-{k}"] * n for k, n in enumerate(np.bincount(photos.clean_labels[part.ids])))
+    assert wrong / len(part.ids) == pytest.approx(1 - run.evaluate(manifest, world, part)["main/top1"])
+    chosen.write_text("".join(f"{i}\n" for i in range(1, 120, 2)))  # now what it has seen would be held out
+    with pytest.raises(InputError, match=r"data.subset and data.relabel \(fingerprint\) is no longer what it was"):
+        run.held_out()
