@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Tracker:
             if sys.stderr.isatty()
             else None
         )
-        self._total_steps = total_steps
+        self._total_steps, self._start_step, self._began = total_steps, start_step, time.monotonic()
         self._name = config.run.name
         about = config.model_dump(mode="json") | {"identity": identity or {}}
         self._wandb = View(self._folder, config.track, self._name, about, resumed=start_step > 0)
@@ -80,11 +81,17 @@ class Tracker:
         self._wandb.log(record)
         text = _line(kind, record)
         if self._bar is None:
-            print(f"{self._name} {step}/{self._total_steps} {text}", file=sys.stderr, flush=True)
+            left = f"  {self._left(step)} left" if kind == "train" and step > self._start_step else ""
+            print(f"{self._name} {step}/{self._total_steps} {text}{left}", file=sys.stderr, flush=True)
         elif kind == "train":
             self._bar.set_postfix_str(text)
         else:
             self._bar.write(f"{self._name} {text}", file=sys.stderr)
+
+    def _left(self, step: int) -> timedelta:
+        """Time to the end at the pace of this attempt, evaluation and saving included."""
+        pace = (time.monotonic() - self._began) / (step - self._start_step)
+        return timedelta(seconds=round(pace * (self._total_steps - step)))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json, whole or not at all, and close everything."""

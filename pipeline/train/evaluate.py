@@ -14,6 +14,7 @@ from pipeline.train.bad import BadImages
 from pipeline.train.dist import World
 from shards.errors import InputError
 from shards.manifest import Manifest
+from shards.progress import Progress
 
 Forward = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
 
@@ -49,7 +50,13 @@ def open_set(path: str, classes: tuple[str, ...], what: str) -> Manifest:
 
 @torch.inference_mode()
 def evaluate(
-    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages, part: Part | None = None
+    forward: Forward,
+    manifest: Manifest,
+    config: Config,
+    world: World,
+    bad: BadImages,
+    part: Part | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Top-1 and top-5 accuracy (0 to 1) and mean cross-entropy of the main logits, over the images that decode.
 
@@ -63,12 +70,13 @@ def evaluate(
         world: this process.
         bad: takes up the images that do not decode.
         part: of the set (default: all of it, with its own labels).
+        progress: counts this rank's images.
 
     Returns:
         Fields of an `eval` record: `images` (every one of them), `bad` (of these, undecodable), accuracies, `loss`.
     """
     sums: dict[str, torch.Tensor] = {}
-    for batch, main, aux in _answers(forward, manifest, config, world, bad, part):
+    for batch, main, aux in _answers(forward, manifest, config, world, bad, part, progress):
         logits = {"main": main}
         if aux:
             logits["averaged"] = averaged_prediction(main, aux)
@@ -93,14 +101,20 @@ def evaluate(
 
 @torch.inference_mode()
 def class_errors(
-    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages, part: Part | None = None
+    forward: Forward,
+    manifest: Manifest,
+    config: Config,
+    world: World,
+    bad: BadImages,
+    part: Part | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float | None]:
     """Share of each class's decodable images (0 to 1) that the main head gets wrong; None for a class without images.
 
     Arguments as for `evaluate`.
     """
     counts = torch.zeros(2, manifest.num_classes, dtype=torch.float64)
-    for batch, main, _ in _answers(forward, manifest, config, world, bad, part):
+    for batch, main, _ in _answers(forward, manifest, config, world, bad, part, progress):
         wrong = main.argmax(dim=1) != batch.labels
         for row, chosen in enumerate((batch.valid, batch.valid & wrong)):
             counts[row] += torch.bincount(batch.labels[chosen].cpu(), minlength=manifest.num_classes)
@@ -110,17 +124,26 @@ def class_errors(
 
 
 def _answers(
-    forward: Forward, manifest: Manifest, config: Config, world: World, bad: BadImages, part: Part | None
+    forward: Forward,
+    manifest: Manifest,
+    config: Config,
+    world: World,
+    bad: BadImages,
+    part: Part | None,
+    progress: Progress | None,
 ) -> Iterator[tuple[Batch, torch.Tensor, list[torch.Tensor]]]:
     """This rank's share of the images on its device, with float32 logits of the main head and of the others."""
     data = config.data
     dataset = EvalBatches(manifest, part, crop=data.crop, augment=data.augment, max_pixels=data.max_pixels)
-    keys = eval_keys(
-        manifest.num_samples if part is None else len(part.ids), data.micro_batch * 2, world.rank, world.size
-    )
+    images = manifest.num_samples if part is None else len(part.ids)
+    keys = list(eval_keys(images, data.micro_batch * 2, world.rank, world.size))
+    progress = progress or Progress()
+    progress.start(sum(stop - start for start, stop in keys), "images")
     with closing(Feed(dataset, keys, data.workers, pin=world.device.type == "cuda")) as feed:
         for host_batch in feed:
             bad.add(host_batch.bad)
             batch = host_batch.to(world.device)
             main, aux = forward(batch.images)
             yield batch, main.float(), [logits.float() for logits in aux]
+            progress.advance(len(batch.labels))
+    progress.close()

@@ -18,6 +18,7 @@ from pipeline.train.evaluate import open_set
 from pipeline.train.stored import StoredRun
 from shards.errors import InputError
 from shards.manifest import Manifest
+from shards.progress import for_user
 
 LIMIT = 20_000
 ITERATIONS = 300
@@ -124,6 +125,8 @@ def features(
                 parts[name] = []
                 handle = stage.register_forward_hook(lambda _m, _a, out, name=name: seen.update({name: out}))
                 stack.callback(handle.remove)
+        progress = stack.enter_context(for_user())
+        progress.start(sum(stop - start for start, stop in chosen), "images")
         feed = stack.enter_context(closing(Feed(dataset, chosen, data.workers, pin=device.type == "cuda")))
         for host_batch in feed:
             batch: Batch = host_batch.to(device)
@@ -131,6 +134,7 @@ def features(
             for name, output in seen.items():
                 parts[name].append(output.mean(dim=(2, 3))[batch.valid].cpu())
             ids.append(host_batch.positions[host_batch.valid])
+            progress.advance(len(host_batch.labels))
             bad += len(host_batch.bad)
     stages = {name.replace("layer", "stage"): torch.cat(own).numpy() for name, own in parts.items()}
     return stages, torch.cat(ids).numpy(), bad

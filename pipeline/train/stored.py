@@ -21,6 +21,7 @@ from pipeline.train.identity import identity
 from pipeline.train.network import Network
 from shards.errors import InputError
 from shards.manifest import Manifest
+from shards.progress import Progress, for_user
 
 Figures = TypeVar("Figures")
 
@@ -102,7 +103,8 @@ class StoredRun:
 
     def _over(self, measure: Callable[..., Figures], manifest: Manifest, world: World, part: Part | None) -> Figures:
         bad = BadImages(manifest, self.config.data.max_bad_fraction, of=None if part is None else len(part.ids))
-        figures = measure(self.network(world), manifest, self.config, world, bad, part)
+        with for_user() if world.rank == 0 else Progress() as progress:
+            figures = measure(self.network(world), manifest, self.config, world, bad, part, progress)
         for found in bad.agree():
             if world.rank == 0:
                 print(f"warning: {found['key']} does not decode: {found['reason']}", file=sys.stderr)

@@ -73,6 +73,7 @@ def test_a_restart_keeps_what_came_up_to_the_checkpoint(tmp_path: Path) -> None:
 
 def test_a_log_gets_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = Tracker(configured(tmp_path), leader=True, total_steps=10, start_step=0)
+    tracker._began -= 10.0  # five steps took as long
     tracker.progress(5)
     tracker.log("train", 5, TRAIN)
     tracker.log("eval", 10, EVAL)
@@ -83,10 +84,10 @@ def test_a_log_gets_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[st
     errors = capsys.readouterr().err
     assert "\r" not in errors
     assert errors.splitlines() == [
-        "tracked 5/10 epoch 0.50  lr 0.1000  loss 1.500  10 images/s  waiting 25%  1.0 GB",
+        "tracked 5/10 epoch 0.50  lr 0.1000  loss 1.500  10 images/s  waiting 25%  1.0 GB  0:00:10 left",
         "tracked 10/10 epoch 1  val: main 50.00%  averaged 75.00%",
         "tracked 10/10 epoch 0.50  lr 0.1000  loss 1.500  10 images/s  waiting 25%  1.0 GB"
-        "  (2.50 x the reference's images/s)",
+        "  (2.50 x the reference's images/s)  0:00:00 left",
         "tracked 10/10 epoch 1  val: main 50.00%  averaged 75.00%  (main -1.25 points to the reference)",
         "tracked 10/10 norms: epoch 1  input 1.235",
         "tracked: stopped at step 10 of 10; --resume auto goes on",
