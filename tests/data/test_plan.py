@@ -68,6 +68,48 @@ def test_every_world_size_gives_the_same_micro_batches_from_disjoint_homes(plan:
             assert ((start <= positions) & (positions < stop)).all()
 
 
+@st.composite
+def large_plans(draw: st.DrawFn) -> Plan:
+    """Up to 512 lanes over shards of very different sizes, some ids perhaps left out, classes perhaps balanced."""
+    lanes, micro_batch = draw(st.sampled_from([24, 60, 64, 96, 256, 384, 512])), draw(st.integers(1, 4))
+    sizes = draw(st.lists(st.sampled_from([1, 7, 50, 333, 1000]), min_size=1, max_size=20))
+    sizes.append(lanes * micro_batch)
+    total, rng = sum(sizes), np.random.default_rng(draw(st.integers(0, 2**32)))
+    active = None
+    if draw(st.booleans()):
+        active = rng.permutation(total)[: draw(st.integers(lanes * micro_batch, total))]
+    number = total if active is None else len(active)
+    balance = rng.choice(5, total, p=[0.5, 0.3, 0.1, 0.09, 0.01]) if draw(st.booleans()) else None
+    return Plan(
+        sizes,
+        lanes=lanes,
+        micro_batch=micro_batch,
+        seed=draw(st.integers(0, 2**40)),
+        active=active,
+        balance=balance,
+        epoch_samples=None if balance is None else draw(st.integers(lanes * micro_batch, number)),
+        shuffle_shards=draw(st.integers(1, 16)),
+    )
+
+
+@given(large_plans(), st.integers(0, 9))
+@settings(deadline=None, max_examples=25)
+def test_hundreds_of_ranks_share_an_epoch_without_overlap(plan: Plan, epoch: int) -> None:
+    step = epoch % plan.steps_per_epoch
+    whole = plan.batch(epoch, step)
+    for world in (w for w in range(1, plan.lanes + 1) if plan.lanes % w == 0):
+        homes = np.array([plan.home(rank, world) for rank in range(world)])
+        assert homes[0, 0] == 0 and homes[-1, 1] == plan.num_active and (homes[1:, 0] == homes[:-1, 1]).all()
+        shares = whole.reshape(world, -1)
+        positions = plan.positions(whole).reshape(world, -1)
+        assert ((homes[:, :1] <= positions) & (positions < homes[:, 1:])).all()
+        middle = world // 2
+        lanes = [plan.lane_batch(epoch, step, lane) for lane in plan.lanes_of(middle, world)]
+        assert (np.concatenate(lanes) == shares[middle]).all()
+    ids = epoch_ids(plan, epoch)
+    assert len(np.unique(ids)) == len(ids) == plan.steps_per_epoch * plan.global_batch
+
+
 @given(plans(), st.integers(0, 50))
 @settings(deadline=None, max_examples=50)
 def test_the_order_needs_no_history(plan: Plan, epoch: int) -> None:
