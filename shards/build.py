@@ -5,11 +5,12 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from shards import worker
+from shards import interrupts, worker
 from shards.errors import InputError
 from shards.manifest import SAMPLE_DTYPE, Manifest, Shard
 from shards.noise import Noise
@@ -19,6 +20,29 @@ from shards.progress import Progress
 from shards.publication import publish
 from shards.readers.record import Source
 from shards.staging import Staging, check_folder, finished
+
+
+def check(
+    out: Path,
+    root: Path | None,
+    seed: int,
+    resize: int | None,
+    samples_per_shard: int,
+    workers: int | None,
+    allow_missing: float,
+) -> None:
+    """Raise InputError for bad values and a bad `out`: what `build` can say before the raw dataset is read."""
+    for name, value, least in [("seed", seed, 0), ("resize", resize, 1)]:
+        if value is not None and not least <= value < 2**32:
+            raise InputError(f"--{name} {value}: must be at least {least} and below 2**32")
+    for name, value in [("samples-per-shard", samples_per_shard), ("workers", workers)]:
+        if value is not None and value < 1:
+            raise InputError(f"--{name} {value}: must be at least 1")
+    if not 0 <= allow_missing < 1:
+        raise InputError(f"--allow-missing {allow_missing}: must be a share of the images, from 0 to below 1")
+    if root is not None and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
+        raise InputError(f"--out {out}: lies inside --root {root}; write the shards beside the raw images")
+    check_folder(out)
 
 
 def build(
@@ -50,28 +74,19 @@ def build(
     folder that holds something else; and later where an image or the disk fails, keeping what is finished.
     """
     out, progress = Path(out), progress or Progress()
+    check(out, source.root, seed, resize, samples_per_shard, workers, allow_missing)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    for name, value, least in [("seed", seed, 0), ("resize", resize, 1)]:
-        if value is not None and not least <= value < 2**32:
-            raise InputError(f"--{name} {value}: must be at least {least} and below 2**32")
-    for name, value in [("samples-per-shard", samples_per_shard), ("workers", workers)]:
-        if value < 1:
-            raise InputError(f"--{name} {value}: must be at least 1")
-    if source.root is not None and out.resolve().is_relative_to(source.root.resolve()):
-        raise InputError(f"--out {out}: lies inside --root {source.root}; write the shards beside the raw images")
-    check_folder(out)
-    if not 0 <= allow_missing < 1:
-        raise InputError(f"--allow-missing {allow_missing}: must be a share of the images, from 0 to below 1")
-    plan = make_plan(source, seed, noise, resize, samples_per_shard, allow_missing)
+    plan = make_plan(source, seed, noise, resize, samples_per_shard, allow_missing, progress)
     if plan.missing:
-        progress.say(f"{source.root}: left out {plan.missing:,} images that are not there")
+        images = "1 image that is" if plan.missing == 1 else f"{plan.missing:,} images that are"
+        progress.say(f"{source.root}: left out {images} not there")
     if manifest := finished(out, plan.settings):
         progress.say(f"{out}: holds this very build already; nothing to do")
         return manifest
     if noise is not None:
         plan = plan.with_noise(noise, progress)
     try:
-        with Staging(out, plan.settings, plan.stamp, progress) as staging:
+        with Staging(out, plan.settings, plan.stamp, progress) as staging, _resumable(out, progress):
             todo = [index for index in range(plan.num_shards) if staging.sidecar(shard_name(index)) is None]
             if len(todo) < plan.num_shards:
                 progress.say(f"{out}: continuing; {plan.num_shards - len(todo)} of {plan.num_shards} shards are there")
@@ -89,6 +104,16 @@ def build(
     return manifest
 
 
+@contextmanager
+def _resumable(out: Path, progress: Progress) -> Iterator[None]:
+    """Say on Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.say(f"{out}: not finished; the same command goes on where it stopped")
+        raise
+
+
 def _run(tasks: Iterator[worker.Task], processes: int, asked: int, done: Callable[[int], None]) -> None:
     if asked == 1 or processes == 0:
         for task in tasks:
@@ -100,7 +125,8 @@ def _run(tasks: Iterator[worker.Task], processes: int, asked: int, done: Callabl
         try:
             pending: set[Future[int]] = set()
             for task in tasks:  # a few ahead only: a task carries its records
-                pending.add(pool.submit(worker.write_shard, task))
+                with interrupts.deferred():  # may start a worker: in its first second it would answer with a traceback
+                    pending.add(pool.submit(worker.write_shard, task))
                 if len(pending) >= 2 * processes:
                     pending = _drain(pending, done)
             while pending:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shards.readers import LAYOUTS
+from shards.readers.record import counted
 
 if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --help is quick
     from shards.manifest import Manifest
@@ -98,27 +99,21 @@ def _add_shard_options(parser: argparse.ArgumentParser) -> None:
 def run_shard(args: argparse.Namespace) -> int:
     """Build a dataset folder and say what it holds; raises InputError."""
     from shards import noise, progress
-    from shards.build import build
+    from shards.build import build, check
     from shards.readers import find
 
     began = time.monotonic()
     wanted = noise.parse(args.noise) if args.noise is not None else None
+    names = ("seed", "resize", "samples_per_shard", "workers", "allow_missing")
+    settings = {name: getattr(args, name) for name in names}
+    check(args.out, args.root, **settings)  # before the raw dataset is read, which may take minutes
     options = {option.name: getattr(args, option.name) for option in LAYOUTS[args.reader].options}
-    source = find(args.reader)(args.root, args.split, **options)
     with progress.for_user() as shown:
+        with progress.if_long(shown, f"{args.root or args.reader}: reading the list of images"):
+            source = find(args.reader)(args.root, args.split, **options)
         for note in source.notes:
             shown.say(f"{args.root}: {note}")
-        manifest = build(
-            source,
-            args.out,
-            seed=args.seed,
-            noise=wanted,
-            resize=args.resize,
-            samples_per_shard=args.samples_per_shard,
-            workers=args.workers,
-            allow_missing=args.allow_missing,
-            progress=shown,
-        )
+        manifest = build(source, args.out, noise=wanted, progress=shown, **settings)
     for line in _warnings(manifest):
         print(line)
     print(f"{args.out}: {describe(manifest)}, {time.monotonic() - began:.1f} s")
@@ -174,7 +169,8 @@ def describe(manifest: "Manifest") -> str:
         noise = f"{manifest.noise['kind']} noise on {manifest.noise['realised']:.2%} of the labels"
     size = sum(shard.bytes for shard in manifest.shards)
     return (
-        f"{manifest.num_samples:,} images, {manifest.num_classes:,} classes, {len(manifest.shards):,} shards, "
+        f"{counted(manifest.num_samples, 'image')}, {counted(manifest.num_classes, 'class', 'es')}, "
+        f"{counted(len(manifest.shards), 'shard')}, "
         f"{size / 1e6:,.1f} MB, {noise}"
     )
 
@@ -184,4 +180,5 @@ def _warnings(manifest: "Manifest") -> list[str]:
     if not count:
         return []
     first = "; ".join(f"{bad['key']}: {bad['reason']}" for bad in manifest.source["unreadable"])
-    return [f"WARNING  {count:,} images cannot be read; kept as they are, training gives them no weight ({first})"]
+    images = counted(count, "image")
+    return [f"WARNING  {images} cannot be read; kept as they are, training gives them no weight ({first})"]

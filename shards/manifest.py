@@ -10,6 +10,7 @@ Nothing here is pickled, and opening it hashes nothing: `shards.verify` does.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from shards.errors import InputError
 SCHEMA = 1
 MANIFEST, SAMPLES, KEYS = "manifest.json", "samples.npy", "keys.bin"
 BUILD_FOLDER = ".build"  # there while a build is unfinished
+NO_PERMISSION = "Permission denied"
 
 # offset, size: of the image in its shard, in bytes. key: where it starts in keys.bin; it ends where the next starts.
 # width, height: pixels as stored, 0 where the header cannot be read. clean_label: -1 where unknown.
@@ -85,7 +87,7 @@ class Manifest:
     def load(cls, path: str | Path) -> Self:
         """Open a dataset folder (or its manifest.json), checking schema, row count and the length of every file.
 
-        Raises InputError, in one line, for a folder that is missing, is no dataset, is half-finished or is damaged.
+        Raises InputError, in one line, for a folder that is missing, no dataset, half-finished, damaged or locked.
         """
         manifest = cls.read(path)
         if problems := manifest.problems():
@@ -96,7 +98,13 @@ class Manifest:
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """Parse the manifest alone, looking at no other file; raises InputError as `load` does."""
-        root = Path(path)
+        try:
+            return cls._read(Path(path))
+        except OSError as error:
+            raise InputError(f"{error.filename or path}: cannot be read ({error.strerror}); mend this") from None
+
+    @classmethod
+    def _read(cls, root: Path) -> Self:
         if root.name == MANIFEST and not root.is_dir():
             root = root.parent
         if not root.is_dir():
@@ -110,7 +118,7 @@ class Manifest:
             raise InputError(f"{root}: not a shard folder; build one with `alasca shard`; it holds {holds}")
         try:
             document = json.loads(file.read_bytes())
-        except (ValueError, OSError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file}: damaged, no JSON can be read ({error})") from None
         schema = document.get("schema") if isinstance(document, dict) else None
         if schema != SCHEMA:
@@ -154,11 +162,13 @@ class Manifest:
                 found.append(f"{name} is missing")
             elif actual != length:
                 found.append(f"{name} has {actual:,} bytes, {length:,} in the manifest")
+            elif not os.access(file, os.R_OK):
+                found.append(f"{name} cannot be read ({NO_PERMISSION})")
         if found:
             return found
         try:
             rows = len(self.table)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             return [f"{SAMPLES} is damaged ({error})"]
         if rows != self.num_samples:
             found.append(f"{SAMPLES} has {rows:,} rows, {self.num_samples:,} samples in the manifest")

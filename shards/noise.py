@@ -65,6 +65,8 @@ def parse(text: str) -> Noise:
     Raises InputError on an unknown kind, a rate outside [0, 1), or a file that holds no matrix.
     """
     kind, _, amount = text.partition(":")
+    if not kind:
+        raise InputError(f"noise {text!r}: no kind; write one of {', '.join(KINDS)}, as in '{_example('symmetric')}'")
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.0)[0]
         raise InputError(

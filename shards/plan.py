@@ -5,7 +5,6 @@ import itertools
 import math
 import os
 import stat
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,8 @@ from shards.noise import apply as apply_noise
 from shards.progress import Progress
 from shards.readers.record import Record, Source, first
 from shards.worker import Task
+
+_CHUNK = 4096  # files that a thread looks at in one go
 
 
 def shard_name(index: int) -> str:
@@ -90,11 +91,12 @@ def make(
     noise: Noise | None,
     resize: int | None,
     samples_per_shard: int,
-    allow_missing: float = 0.0,
+    allow_missing: float,
+    progress: Progress,
 ) -> Plan:
     """Look at every record and decide what to write, before `noise`; raises InputError and writes nothing."""
     _refuse_duplicates(source)
-    sizes, times = _stat(source.records, source.root)
+    sizes, times = _stat(source, progress)
     there = sizes >= 0
     missing = int(np.count_nonzero(~there))
     if missing:
@@ -139,7 +141,8 @@ def _refuse_duplicates(source: Source) -> None:
     keys = sorted(record.key for record in source.records)
     twice = sorted({key for key, following in itertools.pairwise(keys) if key == following})
     if twice:
-        raise InputError(f"{source.where}: {len(twice):,} images are named twice ({first(twice)}); name each once")
+        images = "1 image is" if len(twice) == 1 else f"{len(twice):,} images are"
+        raise InputError(f"{source.where}: {images} named twice ({first(twice)}); name each once")
 
 
 def _refuse_missing(source: Source, there: NDArray[np.bool_], allowed: float) -> None:
@@ -149,22 +152,23 @@ def _refuse_missing(source: Source, there: NDArray[np.bool_], allowed: float) ->
             f"{source.where}: none of its {len(absent):,} images is there ({first(absent)}); is this the right folder?"
         )
     if len(absent) > allowed * len(there):
+        verb = "is" if len(absent) == 1 else "are"
         share = math.ceil(1e4 * len(absent) / len(there)) / 1e4
         raise InputError(
-            f"{source.where}: {len(absent):,} of {len(there):,} images are missing ({first(absent)}); bring them, or "
-            f"leave them out with --allow-missing {share:g}"
+            f"{source.where}: {len(absent):,} of {len(there):,} images {verb} missing ({first(absent)}); bring them, "
+            f"or leave them out with --allow-missing {share:g}"
         )
 
 
-def _stat(records: Sequence[Record], root: Path | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _stat(source: Source, progress: Progress) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return size in bytes and modification time in ns of every image, int64 [N] each; -1 where there is none."""
 
     def one(record: Record) -> tuple[int, int]:
         part = record.content
         if isinstance(part, bytes):
             return len(part), 0
-        assert root is not None
-        path = os.path.join(root, part.path if part else record.key)
+        assert source.root is not None
+        path = os.path.join(source.root, part.path if part else record.key)
         try:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -177,9 +181,14 @@ def _stat(records: Sequence[Record], root: Path | None) -> tuple[NDArray[np.int6
         return size, status.st_mtime_ns
 
     def some(start: int) -> list[tuple[int, int]]:
-        return [one(record) for record in records[start : start + 4096]]
+        return [one(record) for record in source.records[start : start + _CHUNK]]
 
     with ThreadPoolExecutor(16) as pool:  # network file systems answer slowly, but many at once
-        chunks = pool.map(some, range(0, len(records), 4096))
-        found = np.array([pair for chunk in chunks for pair in chunk], dtype=np.int64).reshape(-1, 2)
+        progress.start(len(source.records), "files looked at")
+        pairs: list[tuple[int, int]] = []
+        for chunk in pool.map(some, range(0, len(source.records), _CHUNK)):
+            pairs += chunk
+            progress.advance(len(chunk))
+    progress.close()
+    found = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return found[:, 0], found[:, 1]

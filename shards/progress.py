@@ -1,7 +1,10 @@
 """How far a long command is: a bar on a terminal, plain lines in a log, nothing from Python."""
 
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 
@@ -86,6 +89,18 @@ class Lines(Progress):
     def say(self, line: str) -> None:
         """Print a line."""
         print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def if_long(progress: Progress, line: str, seconds: float = 5.0) -> Iterator[None]:
+    """Say `line` where the block takes longer than `seconds`: for work that cannot tell how far it is."""
+    timer = threading.Timer(seconds, progress.say, [line])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def for_user() -> Progress:

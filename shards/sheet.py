@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import unicodedata
 from pathlib import Path
 from typing import NamedTuple
@@ -118,9 +119,11 @@ def thumbnail(data: bytes, side: int) -> Image.Image:
 def _check(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise InputError(f"--sheet {path}: the sheet is a PNG; let its name end in .png")
-    if not path.parent.is_dir():
-        raise InputError(f"--sheet {path}: no such folder {path.parent}; make it first")
     try:
+        if not path.parent.is_dir():
+            raise InputError(f"--sheet {path}: no such folder {path.parent}; make it first")
+        if not os.access(path.parent, os.W_OK | os.X_OK):  # known before the pictures are read
+            raise InputError(f"--sheet {path}: no permission to write in {path.parent}; name another file")
         if path.exists():
             with open(path, "rb") as file:
                 if file.read(len(_PNG)) != _PNG:

@@ -24,6 +24,15 @@ def check_folder(out: Path) -> None:
     """Raise InputError unless `out` is a dataset folder, an unfinished one, empty, or not there yet."""
     if "://" in str(out) or re.match(r"[a-z0-9]+:/", str(out)):
         raise InputError(f"--out {out}: shards are written to a local folder; copy it afterwards")
+    try:
+        _check_local(out)
+    except OSError as error:
+        raise InputError(
+            f"--out {out}: cannot look at {error.filename} ({error.strerror}); name another folder, or mend this"
+        ) from None
+
+
+def _check_local(out: Path) -> None:
     for parent in (out, *out.parents):
         if parent.exists():
             if not parent.is_dir():
@@ -47,12 +56,23 @@ def finished(out: Path, settings: dict[str, Any]) -> Manifest | None:
     """
     if not (out / MANIFEST).exists():
         return None
-    manifest = Manifest.load(out)
-    there = manifest.source | {
-        "split": manifest.split,
-        "classes": list(manifest.classes),
-        "noise": recorded(manifest.noise) if manifest.noise else None,
-    }
+    try:
+        manifest = Manifest.read(out)
+        problems = manifest.problems()
+        there = manifest.source | {
+            "split": manifest.split,
+            "classes": list(manifest.classes),
+            "noise": recorded(manifest.noise) if manifest.noise else None,
+        }
+    except InputError as error:
+        problems = [str(error)]
+    except (AttributeError, KeyError, TypeError):
+        problems = [f"{MANIFEST} says of its noise what no build writes"]
+    if problems:
+        raise InputError(
+            f"--out {out}: holds a dataset that cannot be used ({problems[0]}); remove that folder and run the same "
+            "again, or name another --out"
+        )
     _compare(out, "another build", there, settings)
     shutil.rmtree(out / BUILD_FOLDER, ignore_errors=True)  # left where a build was killed in its last moment
     return manifest
@@ -107,22 +127,31 @@ class Staging:
 
     def _resume(self) -> None:
         plan = self.folder / _PLAN
-        if plan.exists():
-            before = json.loads(plan.read_bytes())
-            if before["build"] != self.fingerprint:
-                finished = list(self.folder.glob("*.tar.json"))
-                if finished:
-                    _compare(self.out, "another, unfinished build", before["settings"], self.settings)
-                    self.progress.say(f"{self.out}: the raw files changed since the build stopped; starting again")
-                for file in [*finished, *self.out.glob("shard-*.tar")]:
-                    file.unlink()
+        before = self._before(plan)
+        if before is None or before["build"] != self.fingerprint:
+            finished = list(self.folder.glob("*.tar.json"))
+            if finished and before is not None:
+                _compare(self.out, "another, unfinished build", before["settings"], self.settings)
+                self.progress.say(f"{self.out}: the raw files changed since the build stopped; starting again")
+            # Without a plan, a shard of this very build is known by its sidecar.
+            files = [*finished, *self.out.glob("shard-*.tar")]
+            for file in [file for file in files if self.sidecar(file.name.removesuffix(".json")) is None]:
+                file.unlink()
         for file in self.folder.glob("*.tmp"):
             file.unlink(missing_ok=True)
         replace(plan, canonical({"settings": self.settings, "build": self.fingerprint}), self.folder)
 
+    def _before(self, plan: Path) -> dict[str, Any] | None:
+        """Return what a build that was stopped here was asked for; None where there was none, or it is damaged."""
+        with suppress(OSError, ValueError, RecursionError):
+            before = json.loads(plan.read_bytes())
+            if isinstance(before, dict) and isinstance(before.get("settings"), dict) and "build" in before:
+                return before
+        return None
+
     def sidecar(self, name: str) -> dict[str, Any] | None:
         """Return what is known of shard `name` if this very build has finished it, else None."""
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
             sidecar: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_bytes())
             if sidecar["build"] == self.fingerprint and (self.out / name).stat().st_size == sidecar["bytes"]:
                 return sidecar

@@ -159,7 +159,7 @@ def read_matrix(path: str) -> Matrix:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise InputError(f"{where}: cannot read {path} ({reason}); name a file of K rows of K numbers") from None
-    rows = _json_rows(text, where) if text.lstrip().startswith("[") else [r for r in csv.reader(text.splitlines()) if r]
+    rows = _json_rows(text, where) if text.lstrip().startswith("[") else _csv_rows(text, where)
     if not rows:
         raise InputError(f"{where}: the file is empty; write K rows of K numbers, one row per true class")
     values = np.zeros((len(rows), len(rows)))
@@ -176,11 +176,22 @@ def read_matrix(path: str) -> Matrix:
     return Matrix(values, where)
 
 
+def _csv_rows(text: str, where: str) -> list[list[Any]]:
+    try:
+        rows = [row for row in csv.reader(text.splitlines()) if row]
+    except csv.Error as error:
+        raise InputError(f"{where}: no numbers can be read ({error}); write K rows of K numbers") from None
+    for mark, name in ((";", "semicolons"), ("\t", "tabs"), (" ", "spaces")):
+        if len(rows) > 1 and len(",".join(rows[0]).strip().split(mark)) == len(rows) != len(rows[0]):
+            raise InputError(f"{where}: {name} between its numbers; write commas between them, and points in them")
+    return rows
+
+
 def _json_rows(text: str, where: str) -> list[list[Any]]:
     try:
         rows = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{where}: no JSON can be read ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: no JSON can be read ({error}); write a list of K lists of K numbers") from None
     for number, row in enumerate(rows, 1):
         if not isinstance(row, list):
             raise InputError(f"{where}: row {number} is no list; write a list of K lists of K numbers")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.inspection import Labels
-from shards.manifest import KEYS, SAMPLES, Manifest
+from shards.manifest import KEYS, NO_PERMISSION, SAMPLES, Manifest
 from shards.progress import Progress
 from shards.tar import DamagedTar, index_tar, stem
 
@@ -72,12 +72,19 @@ def _table(manifest: Manifest) -> NDArray[Any] | None:
 
 
 def _compare_digest(path: Path, expected: str) -> list[str]:
-    if not path.is_file():
-        return [f"{path.name} is missing"]
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-            return [f"{path.name}: its SHA-256 is not the manifest's"]
-    return []
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return [_unreadable(path, error)]
+    return [f"{path.name}: its SHA-256 is not the manifest's"] if digest != expected else []
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    """Return a line that is `Manifest.problems`' own where that has said it already."""
+    if isinstance(error, FileNotFoundError):
+        return f"{path.name} is missing"
+    return f"{path.name} cannot be read ({NO_PERMISSION if isinstance(error, PermissionError) else error.strerror})"
 
 
 def _check_table(manifest: Manifest, table: NDArray[Any]) -> list[str]:
@@ -96,10 +103,16 @@ def _check_table(manifest: Manifest, table: NDArray[Any]) -> list[str]:
 
 
 def _check_shard(manifest: Manifest, index: int, first: int, rows: NDArray[Any] | None) -> list[str]:
+    path = manifest.shard_path(index)
+    try:
+        return _compare_shard(manifest, index, first, rows)
+    except OSError as error:
+        return [_unreadable(path, error)]
+
+
+def _compare_shard(manifest: Manifest, index: int, first: int, rows: NDArray[Any] | None) -> list[str]:
     shard, path = manifest.shards[index], manifest.shard_path(index)
     found = _compare_digest(path, shard.sha256)
-    if not path.is_file():
-        return found
     count = 0
     with open(path, "rb") as file:
         members = index_tar(file)

@@ -16,6 +16,7 @@ ORDER = [
     "shards.tar",
     "shards.image",
     "shards.progress",
+    "shards.interrupts",
     "shards.manifest",
     "shards.publication",
     "shards.readers",

@@ -143,7 +143,7 @@ def _ids(manifest: Manifest, words: list[str], by: str, where: str) -> NDArray[n
         raise InputError(f"{where}: {len(wrong):,} of its {by}s are not in {manifest.root} ({first(wrong)})")
     if len(set(found)) < len(found):
         twice = [str(word) for word, count in Counter(found if by == "id" else words).items() if count > 1]
-        raise InputError(f"{where}: {len(twice):,} {by}s are named twice ({first(twice)}); name each once")
+        raise InputError(f"{where}: named twice: {first(twice)}; name each {by} once")
     return np.array(found, dtype=np.int64)
 
 

@@ -1,9 +1,12 @@
 """One file per raw layout. A new layout is a new file with a function `read`, and its line here."""
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from shards.errors import InputError
 from shards.readers.record import Source
 
 
@@ -28,7 +31,10 @@ class Layout:
 
 LAYOUTS = {
     "digits": Layout("scikit-learn's handwritten digits, which need no download; splits train and test"),
-    "imagefolder": Layout("ROOT/CLASS/images or ROOT/SPLIT/CLASS/images: the folder names are the classes"),
+    "imagefolder": Layout(
+        "ROOT/CLASS/images or ROOT/SPLIT/CLASS/images: the folder names are the classes",
+        (Option("classes", "file with a class name a line, so that splits agree (default: the folders)", "FILE"),),
+    ),
     "clothing1m": Layout("Clothing1M; splits train (noisy), clean_train, val, test, and both (noisy and clean labels)"),
     "webvision": Layout(
         "WebVision 1.0; splits train, val, and imagenet_val (ImageNet's validation images in the same classes)",
@@ -75,7 +81,18 @@ LAYOUTS = {
 def find(name: str) -> Callable[..., Source]:
     """Return read(root, split, **options) of the reader `name`, one of LAYOUTS.
 
-    `root` (Path) and `split` (str) are None where not given; options are those of its line, as keywords.
+    `root` (Path) and `split` (str) are None where not given; options are those of its line, as keywords. What the file
+    system refuses, a folder without permission or a name that is too long, is an InputError here, whatever the reader.
     """
     read: Callable[..., Source] = importlib.import_module(f"shards.readers.{name}").read
-    return read
+
+    @functools.wraps(read)
+    def readable(*arguments: Any, **options: Any) -> Source:
+        try:
+            return read(*arguments, **options)
+        except OSError as error:
+            raise InputError(
+                f"{error.filename or name}: cannot be read ({error.strerror}); mend this, or give another folder"
+            ) from None
+
+    return readable

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shards.errors import InputError
 from shards.readers import lists
-from shards.readers.record import Record, Source, first
+from shards.readers.record import Record, Source, counted, first
 
 # fmt: off
 CLASSES = (
@@ -55,7 +55,7 @@ def read(root: Path | None, split: str | None) -> Source:
         raise InputError(f"--root {root}: no image in its folder {folder}; bring the files LABEL_NUMBER.jpg")
     notes = []
     if passed_over:
-        notes.append(f"passed over {len(passed_over):,} files that are no images ({first(passed_over)})")
+        notes.append(f"passed over {counted(len(passed_over), 'file')} other than images ({first(passed_over)})")
     if len(records) != KNOWN[split]:
         notes.append(f"{len(records):,} images; ANIMAL-10N has {KNOWN[split]:,} in {split}")
     return Source("animal10n", split, CLASSES, records, root, passed_over=len(passed_over), notes=tuple(notes))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shards.errors import InputError
 from shards.readers import lists
-from shards.readers.record import Record, Source, first
+from shards.readers.record import Record, Source, counted, first
 
 # fmt: off
 CLASSES = (
@@ -41,13 +41,6 @@ def read(root: Path | None, split: str | None) -> Source:
     split = split or "train"
     if split not in KNOWN:
         raise InputError(f"--split {split}: Clothing1M has the splits {', '.join(KNOWN)}")
-    try:
-        return _read(root, split)
-    except OSError as error:
-        raise InputError(f"--root {root}: cannot read {error.filename}: {error.strerror}") from None
-
-
-def _read(root: Path | None, split: str) -> Source:
     root, cut = _home(lists.folder("--root", root, "Clothing1M's lists and its folder images"))
     folders = (root, root / "annotations", root / "images")
     clean_file = lists.find(CLEAN, folders)
@@ -71,9 +64,9 @@ def _read(root: Path | None, split: str) -> Source:
     records.sort(key=itemgetter(0))  # keys alone: comparing whole records takes five times as long
     notes = _compare_names(folders)
     if lost:
-        notes.append(f"left out {len(lost):,} images whose line has no label ({first(lost)})")
+        notes.append(f"left out {counted(len(lost), 'image')} whose line has no label ({first(lost)})")
     if split == "train" and (overlap := sum(record.clean_label >= 0 for record in records)):
-        notes.append(f"{overlap:,} images of train have a clean label, so val or test may hold them too")
+        notes.append(f"{counted(overlap, 'image')} of train with a clean label: val or test may hold the same")
     if len(records) != KNOWN[split]:
         notes.append(f"{len(records):,} images; Clothing1M has {KNOWN[split]:,} in {split}")
     return Source("clothing1m", split, CLASSES, records, root, notes=tuple(notes))
@@ -113,12 +106,13 @@ def _labels(file: Path) -> tuple[dict[str, int], dict[str, int]]:
 
 def _keys(file: Path, labels_file: Path, labels: dict[str, int], lost: dict[str, int]) -> tuple[list[str], list[str]]:
     """Return the paths of a key list, and where the lines stand whose lack of a label left some out."""
-    keys: list[str] = []
+    keys: dict[str, int] = {}
     left_out: list[str] = []
     unknown: list[tuple[int, str]] = []
     for number, key in lists.lines(file):
         if key in labels:
-            keys.append(key)
+            if (line := keys.setdefault(key, number)) != number:
+                raise InputError(f"{file} line {number:,}: {key} stands in line {line:,} already; keep one line")
         elif key in lost:
             left_out.append(f"{labels_file.name} line {lost[key]:,}: {key}")
         else:
@@ -130,7 +124,7 @@ def _keys(file: Path, labels_file: Path, labels: dict[str, int], lost: dict[str,
             f"{file} line {number:,}: {key!r} has no label in {labels_file}{more}; one of the two is cut short or "
             "damaged, copy both again"
         )
-    return keys, left_out
+    return [*keys], left_out
 
 
 def _compare_names(folders: tuple[Path, ...]) -> list[str]:
@@ -144,7 +138,7 @@ def _compare_names(folders: tuple[Path, ...]) -> list[str]:
     labels = {_letters(name): label for label, name in enumerate(CLASSES)}
     notes = []
     count = 0
-    for count, (number, name) in enumerate(lists.lines(file), 1):
+    for count, (number, name) in enumerate(lists.lines(file, ended=False), 1):
         label = labels.get(_letters(name))
         if label is None:
             notes.append(f"{NAMES} line {number:,}: {name!r} is no class name of Clothing1M; its label is kept")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from shards.errors import InputError
 from shards.readers import classes as class_names
 from shards.readers import lists
-from shards.readers.record import Record, Source
+from shards.readers.record import Record, Source, counted, first
 
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "image"),
@@ -35,7 +35,8 @@ def read(root: Path | None, split: str | None, list: str | None = None, classes:
 
     list: a .csv (commas) or .tsv (tabs) file, UTF-8, quoted as csv does, lines `path,label` or `path,label,clean`.
     Paths are relative to ROOT and stay in it. Line 1 is a header where one of its fields is a name of the label's
-    column (COLUMNS, any case) and none is an image's name; columns may then stand in any order. Labels are class names
+    column (COLUMNS, any case) and none is an image's name; columns may then stand in any order, and others are passed
+    over and said. Labels are class names
     or integers; an empty clean label, or -1, is unknown. classes: a file that names the classes, one a line, so that
     several splits agree; a label is then one of these names, or, where no name is a number, its number counted from 0.
     Without it integers are the classes 0 to the largest, and names are sorted.
@@ -47,21 +48,28 @@ def read(root: Path | None, split: str | None, list: str | None = None, classes:
     if list is None:
         raise InputError("csv needs --list FILE, a .csv or .tsv file with lines path,label[,clean]")
     file = Path(list)
-    rows = [*_rows(file)]
+    passed_over: dict[str, None] = {}  # names of columns, in order
+    rows = [*_rows(file, passed_over)]
     if not rows:
         raise InputError(f"{file}: names no image; write path,label lines")
     places: dict[str, str] = {}
+    lines: dict[str, int] = {}
     for row in rows:
+        if (line := lines.setdefault(row.path, row.line)) != row.line:
+            raise InputError(f"{file} line {row.line:,}: {row.path!r} stands in line {line:,} already; keep one line")
         for text in (row.label, row.clean):
             if text and text not in places:
                 places[text] = f"{file} line {row.line:,}"
     names, ids = class_names.resolve(places, Path(classes) if classes is not None else None)
     records = [Record(row.path, row.extension, ids[row.label], ids[row.clean] if row.clean else -1) for row in rows]
     records.sort()
-    return Source("csv", split or "train", names, records, root, notes=class_names.without_images(names, records))
+    notes = class_names.without_images(names, records)
+    if passed_over:
+        notes += (f"passed over {counted(len(passed_over), 'column')} of {file.name} ({first([*passed_over])})",)
+    return Source("csv", split or "train", names, records, root, notes=notes)
 
 
-def _rows(file: Path) -> Iterator[Row]:
+def _rows(file: Path, passed_over: dict[str, None]) -> Iterator[Row]:
     delimiter = DELIMITERS.get(file.suffix.lower())
     if delimiter is None:
         raise InputError(f"--list {file}: must end in .csv (commas) or .tsv (tabs)")
@@ -69,7 +77,7 @@ def _rows(file: Path) -> Iterator[Row]:
     width = 0
     for line, fields in _fields(file, delimiter):
         if columns is None:
-            columns, width = _columns(file, line, fields), len(fields)
+            columns, width = _columns(file, line, fields, passed_over), len(fields)
             if _is_header(fields):
                 continue
         if len(fields) != width:
@@ -89,25 +97,13 @@ def _fields(file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the fields of each line that is not blank."""
     try:
         with open(file, encoding="utf-8-sig", newline="") as text:
-            last = ""
-
-            def line(text: str) -> str:
-                nonlocal last
-                last = text
-                return text
-
-            reader = csv.reader(map(line, text), delimiter=delimiter, strict=True)
+            reader = csv.reader(lists.ends(file, text), delimiter=delimiter, strict=True)
             try:
                 for fields in reader:
-                    if not last.endswith(("\n", "\r")):
-                        raise InputError(
-                            f"{file} line {reader.line_num:,}: {last[:80]!r} has no line end; bring the rest of a list "
-                            "that was cut short, or end the line"
-                        )
                     if fields:
                         yield reader.line_num, fields
             except csv.Error as error:
-                raise InputError(f"{file} line {reader.line_num:,}: {last[:80]!r} is damaged ({error})") from None
+                raise InputError(f"{file} line {reader.line_num:,}: damaged ({error}); mend the line") from None
             except UnicodeDecodeError:
                 raise InputError(f"{file} line {reader.line_num + 1:,}: not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
@@ -119,8 +115,11 @@ def _is_header(fields: list[str]) -> bool:
     return not names.isdisjoint(COLUMNS["label"]) and not any(lists.extension(name) for name in names)
 
 
-def _columns(file: Path, line: int, fields: list[str]) -> dict[str, int]:
-    """Return where path, label and, perhaps, clean stand, by the header or, where there is none, by the order."""
+def _columns(file: Path, line: int, fields: list[str], passed_over: dict[str, None]) -> dict[str, int]:
+    """Return where path, label and, perhaps, clean stand, by the header or, where there is none, by the order.
+
+    Columns of other names are added to `passed_over`.
+    """
     if not _is_header(fields):
         if len(fields) not in (2, 3):
             raise InputError(
@@ -131,10 +130,14 @@ def _columns(file: Path, line: int, fields: list[str]) -> dict[str, int]:
     columns: dict[str, int] = {}
     for position, field in enumerate(fields):
         column = next((column for column, names in COLUMNS.items() if field.strip().lower() in names), None)
-        if column is None or column in columns:
+        if column is None:
+            passed_over[field.strip()] = None
+            continue
+        if column in columns:
             known = "; ".join(f"{column}: {', '.join(names)}" for column, names in COLUMNS.items())
-            problem = "a second one for the " + column if column else "unknown"
-            raise InputError(f"{file} line {line:,}: column {field!r} is {problem}; name one each of {known}")
+            raise InputError(
+                f"{file} line {line:,}: column {field!r} is a second one for the {column}; name one each of {known}"
+            )
         columns[column] = position
     if "path" not in columns:
         raise InputError(f"{file} line {line:,}: no column of paths; name it one of {', '.join(COLUMNS['path'])}")

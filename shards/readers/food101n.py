@@ -14,7 +14,8 @@ LAYOUT = (
     f"Food-101N has {CLASSES}, {IMAGES}, {', '.join(CHECKED.values())} and images/CLASS/, "
     f"Food-101 {CLASSES}, {TEST} and images/CLASS/"
 )
-KNOWN_CLASSES, KNOWN_TEST = 101, 25_250
+KNOWN_CLASSES = 101
+KNOWN = {"train": 310_009, "verified_train": 52_868, "verified_val": 4_741, "test": 25_250}
 
 
 def read(root: Path | None, split: str | None) -> Source:
@@ -24,8 +25,9 @@ def read(root: Path | None, split: str | None) -> Source:
     of the image; it is the clean label too where a verified list says 1, else that is unknown. Food-101N's lists begin
     with a header line, Food-101's do not; the class lists come out equal. The labels of test are taken as clean.
 
-    Sources: Lee et al., CleanNet, CVPR 2018 (Food-101N); Bossard et al., Food-101, ECCV 2014. Raises InputError for a
-    list that is missing or damaged, a list without its header, and an image of no class.
+    Sources: Lee et al., CleanNet, CVPR 2018, and the dataset's page for the counts (Food-101N); Bossard et al.,
+    Food-101, ECCV 2014. Raises InputError for a list that is missing or damaged, a list without its header, and an
+    image of no class.
     """
     split = split or "train"
     if split not in SPLITS:
@@ -37,16 +39,17 @@ def read(root: Path | None, split: str | None) -> Source:
         raise InputError(f"--root {root}: {problem}; --split {split} needs the folder of {other}")
     names = _classes(root, header=split != "test")
     labels = {name: label for label, name in enumerate(names)}
-    notes = []
     if split == "test":
         keys = [f"{key}.jpg" for key, _ in _keys(root, TEST, labels, columns=1, suffix=".jpg")]
         clean = set(keys)
-        if len(keys) != KNOWN_TEST:
-            notes.append(f"{len(keys):,} images; Food-101 has {KNOWN_TEST:,} in test")
     else:
         checked = {name: _verdicts(root, file, labels) for name, file in CHECKED.items()}
         clean = {key for verdicts in checked.values() for key, verdict in verdicts.items() if verdict == "1"}
         keys = list(checked[split]) if split in CHECKED else [k for k, _ in _keys(root, IMAGES, labels, columns=1)]
+    notes = []
+    if len(keys) != KNOWN[split]:
+        dataset = "Food-101" if split == "test" else "Food-101N"
+        notes.append(f"{len(keys):,} images; {dataset} has {KNOWN[split]:,} in {split}")
     if len(names) != KNOWN_CLASSES:
         notes.append(f"{CLASSES} has {len(names):,} classes; Food-101N has {KNOWN_CLASSES}")
     records = []
@@ -67,7 +70,7 @@ def _file(root: Path, name: str) -> Path:
 def _classes(root: Path, header: bool) -> tuple[str, ...]:
     """Return the class names in the order of the list, which is the order of the labels."""
     file = _file(root, CLASSES)
-    names = [name for _, name in lists.lines(file)]
+    names = [name for _, name in lists.lines(file, ended=header)]
     if header and names:
         # The header is known by what it is not: a missing one would shift every label by one.
         if (root / "images" / names[0]).is_dir():
@@ -90,7 +93,7 @@ def _verdicts(root: Path, name: str, labels: dict[str, int]) -> dict[str, str]:
 def _keys(root: Path, name: str, labels: dict[str, int], columns: int, suffix: str = "") -> Iterator[tuple[str, str]]:
     """Yield `class/image` and what follows it on each line. A list of Food-101N (no suffix) has a header."""
     file = _file(root, name)
-    for number, line in lists.lines(file):
+    for number, line in lists.lines(file, ended=not suffix):  # Food-101's lists of mere names end without a line end
         key, *rest = line.split("\t")
         folder, slash, image = (key + suffix).partition("/")
         is_image = slash and "/" not in image and image != suffix and lists.extension(image) is not None

@@ -23,6 +23,7 @@ NAMES = {
 }
 # fmt: on
 IMAGES, LABELS = 3, 1  # number of dimensions, in the file's name and its magic number
+LARGEST = 1 << 30  # bytes of a file, unpacked: EMNIST's largest has 547 MB
 KNOWN = {"train": 60_000, "test": 10_000}
 
 
@@ -76,13 +77,14 @@ def _array(root: Path, name: str, dimensions: int) -> tuple[Path, NDArray[np.uin
             "of train and t10k"
         )
     try:
-        data = file.read_bytes()
-        if file.suffix == ".gz":
-            data = gzip.decompress(data)
+        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
+            data = stream.read(LARGEST + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{file}: damaged or cut short ({error}); fetch it again") from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    if len(data) > LARGEST:
+        raise InputError(f"{file}: more than {LARGEST:,} bytes, unpacked; no IDX file of images this small")
     magic = bytes((0, 0, 8, dimensions))  # 8: unsigned bytes
     start = 4 + 4 * dimensions
     if data[:4] != magic or len(data) < start:

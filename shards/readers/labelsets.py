@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError
-from shards.readers import pickles
+from shards.readers import lists, pickles
 
 CLEAN = "clean_label"
 
@@ -63,7 +63,7 @@ def _labels(file: Path, name: str, values: Any, count: int, num_classes: int) ->
 def _csv(file: Path) -> dict[str, list[int]]:
     try:
         with open(file, encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text, strict=True)
+            reader = csv.reader(lists.ends(file, text), strict=True)
             names = [name.strip() for name in next(reader, [])]
             columns: list[list[int]] = [[] for _ in names]
             for fields in reader:

@@ -1,6 +1,6 @@
 """Text lists of images, `path label` a line. Read strictly: a list cut short or damaged loses images without a word."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from shards.errors import InputError
@@ -25,15 +25,16 @@ def find(name: str, folders: Sequence[Path]) -> Path:
     raise InputError(f"{name} is missing, looked in {', '.join(map(str, folders))}; bring it, or give the right folder")
 
 
-def lines(file: Path) -> Iterator[tuple[int, str]]:
+def lines(file: Path, ended: bool = True) -> Iterator[tuple[int, str]]:
     """Yield the number (from 1) and the text of each line that is not blank, without the space around it.
 
-    UTF-8, with or without a byte-order mark; Unix or Windows line ends. Raises InputError where the file cannot be
-    read or a line is no printable text.
+    UTF-8, with or without a byte-order mark; Unix or Windows line ends. ended: the last line must have its end, as
+    what is left of a line that was cut may be another label. Raises InputError where it has none, where the file cannot
+    be read, and where a line is no printable text.
     """
     try:
         with open(file, encoding="utf-8-sig", errors="surrogateescape") as text:
-            for number, line in enumerate(text, 1):
+            for number, line in enumerate(ends(file, text) if ended else text, 1):
                 line = line.strip()
                 if not line.isprintable() and not line.replace("\t", " ").isprintable():
                     raise InputError(f"{file} line {number:,}: {line[:80]!a} is no printable text; copy the file again")
@@ -41,6 +42,17 @@ def lines(file: Path) -> Iterator[tuple[int, str]]:
                     yield number, line
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); mend this") from None
+
+
+def ends(file: Path, text: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of the text in `file`; raises InputError where the last one has no line end."""
+    for number, line in enumerate(text, 1):
+        if line.strip() and not line.endswith(("\n", "\r")):
+            raise InputError(
+                f"{file} line {number:,}: {line[:80]!r} has no line end, so the list was cut short; copy it again, or, "
+                "if it is whole, end the line"
+            )
+        yield line
 
 
 def entries(file: Path, classes: int) -> Iterator[tuple[int, str, int | None]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shards.errors import InputError
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that torch.save wrote before its format was a zip
+LARGEST = 1 << 28  # bytes that a packed file may hold: labels of a million images are 8 MB a set
 CONVERT = (
     "convert it: import numpy, torch; "
     "numpy.save('labels.npy', {k: numpy.asarray(v) for k, v in torch.load(FILE).items()})"
@@ -55,6 +56,9 @@ def _document(data: bytes) -> Any:
             names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             if len(names) != 1:
                 raise _RefusedError("a zip, but not one that torch.save wrote")
+            size = archive.getinfo(names[0]).file_size  # zipfile reads no more than this
+            if size > LARGEST:
+                raise _RefusedError(f"its {names[0]} would unpack to {size:,} bytes, too many for labels")
             return _Unpickler(io.BytesIO(archive.read(names[0]))).load()
     if data[:6] == b"\x93NUMPY":
         version = np.lib.format.read_magic(file)

@@ -64,6 +64,11 @@ def content(record: Record, root: Path | None) -> bytes:
         return file.read(part.size)
 
 
+def counted(number: int, noun: str, plural: str = "s") -> str:
+    """Return `1 image`, `2,000 images`, for a message; `plural` is the noun's ending."""
+    return f"{number:,} {noun}{plural if number != 1 else ''}"
+
+
 def first(names: Sequence[str]) -> str:
     """Return the first five of many names, for a message."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shards.errors import InputError
 from shards.readers import lists
-from shards.readers.record import Record, Source, first
+from shards.readers.record import Record, Source, counted, first
 
 SPLITS = ("train", "val", "imagenet_val")
 QUERIES = {"google": ("google",), "flickr": ("flickr",), "both": ("google", "flickr")}
@@ -16,8 +16,12 @@ VAL_IMAGES = "val_images_256"
 SYNSETS = "synsets.txt"
 SOLUTION = "LOC_val_solution.csv"  # of the Kaggle edition of ImageNet: ImageId,PredictionString; its first word a WNID
 KNOWN_CLASSES = 1000
-KNOWN_TRAIN = {("google", 50): 65_944}  # mini-WebVision
-KNOWN_FULL = 2_440_000  # about
+KNOWN_TRAIN = {
+    ("google", 50): 65_944,  # mini-WebVision
+    ("google", 1000): 980_449,
+    ("flickr", 1000): 1_459_125,
+    ("both", 1000): 2_439_574,
+}
 KNOWN_VAL = 50  # a class, in both validation sets
 
 
@@ -51,27 +55,24 @@ def read(
     if info is not None and split != "imagenet_val":
         raise InputError(f"--info {info}: {split} has its lists in ROOT/info; leave it out for --split {split}")
     queries = queries or "both"
-    try:
-        if split == "imagenet_val":
-            root = lists.folder("--root", root, "ImageNet's validation images")
-            folder = lists.folder("--info", Path(info) if info is not None else None, f"WebVision's {SYNSETS}")
-        else:
-            root = lists.folder("--root", root, "WebVision's info, google, flickr and val_images_256")
-            folder = root / "info"
-        synsets = _synsets(lists.find(SYNSETS, [folder]))
-        wanted = _wanted(classes, len(synsets))
-        passed_over: list[str] = []
-        if split == "imagenet_val":
-            records, passed_over = _imagenet(root, list(synsets), wanted)
-        elif split == "val":
-            records = _listed(lists.find("val_filelist.txt", [folder]), len(synsets), wanted, f"{VAL_IMAGES}/", True)
-        else:
-            records = []
-            for name in QUERIES[queries]:
-                file = lists.find(f"train_filelist_{name}.txt", [folder])
-                records += _listed(file, len(synsets), wanted, "", False)
-    except OSError as error:
-        raise InputError(f"--root {root}: cannot read {error.filename}: {error.strerror}") from None
+    if split == "imagenet_val":
+        root = lists.folder("--root", root, "ImageNet's validation images")
+        folder = lists.folder("--info", Path(info) if info is not None else None, f"WebVision's {SYNSETS}")
+    else:
+        root = lists.folder("--root", root, "WebVision's info, google, flickr and val_images_256")
+        folder = root / "info"
+    synsets = _synsets(lists.find(SYNSETS, [folder]))
+    wanted = _wanted(classes, len(synsets))
+    passed_over: list[str] = []
+    if split == "imagenet_val":
+        records, passed_over = _imagenet(root, list(synsets), wanted)
+    elif split == "val":
+        records = _listed(lists.find("val_filelist.txt", [folder]), len(synsets), wanted, f"{VAL_IMAGES}/", True)
+    else:
+        records = []
+        for name in QUERIES[queries]:
+            file = lists.find(f"train_filelist_{name}.txt", [folder])
+            records += _listed(file, len(synsets), wanted, "", False)
     if not records:
         raise InputError(f"--root {root}: no images of {split} in the first {wanted:,} classes")
     records.sort(key=itemgetter(0))  # keys alone: comparing whole records takes five times as long
@@ -110,7 +111,10 @@ def _wanted(classes: str | None, there: int) -> int:
 def _listed(file: Path, classes: int, wanted: int, prefix: str, clean: bool) -> list[Record]:
     """Return the images of a list whose labels are below `wanted`; all labels must be below `classes`."""
     records = []
+    lines: dict[str, int] = {}
     for number, path, label in lists.entries(file, classes):
+        if (line := lines.setdefault(path, number)) != number:
+            raise InputError(f"{file} line {number:,}: {path} stands in line {line:,} already; keep one line")
         if label is None:
             raise InputError(f"{file} line {number:,}: {path} has no label; is the list cut short? copy it again")
         if label < wanted:
@@ -203,7 +207,7 @@ def _notes(
     """Return what differs from the published dataset, and which files were no images."""
     notes = []
     if passed_over:
-        notes.append(f"passed over {len(passed_over):,} files that are no images ({first(passed_over)})")
+        notes.append(f"passed over {counted(len(passed_over), 'file')} other than images ({first(passed_over)})")
     if there != KNOWN_CLASSES:
         notes.append(f"{SYNSETS} has {there:,} classes; WebVision 1.0 has {KNOWN_CLASSES:,}")
     count = len(records)
@@ -212,9 +216,8 @@ def _notes(
     else:
         known = KNOWN_TRAIN.get((queries, len(names)))
     if known is not None and count != known:
-        notes.append(f"{count:,} images; {split} has {known:,} of {len(names):,} classes")
-    if split == "train" and queries == "both" and len(names) == KNOWN_CLASSES and abs(count - KNOWN_FULL) > 5_000:
-        notes.append(f"{count:,} images; train has about {KNOWN_FULL:,} from both searches")
+        part = f"{split} of {queries}" if split == "train" else split
+        notes.append(f"{count:,} images; {part} has {known:,} of {len(names):,} classes")
     without = sorted(set(range(len(names))) - {record.label for record in records})
     if without:
         notes.append(f"{len(without):,} classes have no image ({first([names[label] for label in without])})")

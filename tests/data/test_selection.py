@@ -94,7 +94,7 @@ def test_a_subset_that_fits_nothing_is_named(photos: Manifest, tmp_path: Path, s
         ("id,label\n0,class-9\n", "line 2: 'class-9' is no class, no number below 3, and not 'drop'"),
         ("id,label\n0,3\n", "line 2: '3' is no class"),
         ("id,label\n120,drop\n-1,drop\n", r"2 of its ids are not in .* \(120, -1\)"),
-        ("id,label\n4,drop\n5,0\n4,1\n", r"1 ids are named twice \(4\)"),
+        ("id,label\n4,drop\n5,0\n4,1\n", "named twice: 4; name each id once"),
         ("id,label\n1,0\n2,1", "its last line has no end, so it may be cut short"),
         ("id,label,id\n1,0,2\n", "must name the columns id or key"),
         ("id,label\n" + "9" * 5000 + ",0\n", "1 of its ids are not in"),

@@ -15,9 +15,7 @@ Truth = dict[str, dict[str, tuple[int, int]]]
 CLOTHES = "T-Shirt Shirt Knitwear Chiffon Sweater Hoodie Windbreaker Jacket Downcoat Suit Shawl Dress Vest Underwear"
 
 
-def clothing1m(
-    root: Path, *, lists: str = "", each: int = 12, size: int = 32, noise: float = 0.4, seed: int = 0
-) -> Truth:
+def clothing1m(root: Path, *, lists: str = "", each: int = 12, size: int = 32, noise: float = 0.4) -> Truth:
     """14 classes: `each` noisy training images a class, and `each` // 3 of clean_train, val and test.
 
     lists: the folder below `root` that holds them: "", "annotations" or "images". Every second clean image has a noisy
@@ -55,9 +53,7 @@ def clothing1m(
     return truth
 
 
-def webvision(
-    root: Path, *, classes: int = 60, each: int = 2, size: int = 32, noise: float = 0.2, seed: int = 0
-) -> Truth:
+def webvision(root: Path, *, classes: int = 60, each: int = 2, size: int = 32, noise: float = 0.2) -> Truth:
     """Two queries a class; `each` images a query of Google and as many of Flickr, `each` a class in val.
 
     Image names repeat under every query; one in three ends in .JPG; neighbouring classes share their first word; WNIDs
@@ -86,9 +82,7 @@ def webvision(
     return truth
 
 
-def imagenet(
-    root: Path, *, layout: str = "val", classes: int = 60, each: int = 2, size: int = 32, seed: int = 1
-) -> Truth:
+def imagenet(root: Path, *, layout: str = "val", classes: int = 60, each: int = 2, size: int = 32) -> Truth:
     """ImageNet's validation images of the classes of `webvision`, `each` a class, numbered in no order of classes.
 
     layout: "val" (ROOT/val/WNID/), "folders" (ROOT/WNID/) or "kaggle" (one folder and LOC_val_solution.csv). The one

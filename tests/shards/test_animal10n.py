@@ -28,7 +28,7 @@ def test_other_files_are_counted_and_said(tmp_path: Path) -> None:
     (tmp_path / "training/.hidden_1.jpg").write_bytes(b"")
     source = animal10n.read(tmp_path, "train")
     assert source.passed_over == 1
-    assert source.notes[0] == "passed over 1 files that are no images (training/Thumbs.db)"
+    assert source.notes[0] == "passed over 1 file other than images (training/Thumbs.db)"
 
 
 @pytest.mark.parametrize("name", ["10_1.jpg", "7.jpg", "cat_1.jpg", "_1.jpg", "-1_1.jpg", "01_1.jpg"])

@@ -129,6 +129,10 @@ def test_what_the_label_options_need(tmp_path: Path) -> None:
     fails(
         "text.csv line 2: worse_label is 'cat'", lambda: cifar.read(tmp_path, None, str(tmp_path / "text.csv"), "worst")
     )
+    (tmp_path / "cut.csv").write_text("clean_label,worse_label\n3,10\n3,1")
+    fails(
+        "cut.csv line 3: '3,1' has no line end", lambda: cifar.read(tmp_path, None, str(tmp_path / "cut.csv"), "worst")
+    )
     np.save(tmp_path / "plain.npy", np.arange(40))
     fails("holds a plain array int64", lambda: cifar.read(tmp_path, None, str(tmp_path / "plain.npy"), "worst"))
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from shards.build import build
 from shards.errors import InputError
-from shards.readers import clothing1m
+from shards.readers import clothing1m, find
 from shards.readers.record import Source
 from shards.verify import verify
 
@@ -37,7 +37,7 @@ def found(source: Source) -> dict[str, tuple[int, int]]:
 
 def refusal(root: Path | None, split: str | None) -> str:
     with pytest.raises(InputError) as caught:
-        clothing1m.read(root, split)
+        find("clothing1m")(root, split)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -92,7 +92,7 @@ def test_the_line_without_a_label_is_left_out_and_said(raw: Path, tree: tuple[Pa
     key = (raw / CLEAN).read_text().splitlines()[0]
     assert key.endswith(".jpg") and key in (raw / KEYS).read_text()
     source = clothing1m.read(raw, "clean_train")
-    assert f"left out 1 images whose line has no label ({CLEAN} line 1: {key})" in source.notes
+    assert f"left out 1 image whose line has no label ({CLEAN} line 1: {key})" in source.notes
     assert not [note for note in clothing1m.read(raw, "val").notes if "left out" in note]
 
     lines = (raw / CLEAN).read_text().splitlines()
@@ -108,8 +108,10 @@ def test_the_line_without_a_label_is_left_out_and_said(raw: Path, tree: tuple[Pa
 def test_a_list_cut_short_is_named_with_its_line(raw: Path) -> None:
     whole = {name: (raw / name).read_text() for name in (NOISY, CLEAN, KEYS)}
     last = len(whole[CLEAN].splitlines())
-    (raw / CLEAN).write_text(whole[CLEAN].rstrip("\n").rpartition(" ")[0])
+    (raw / CLEAN).write_text(whole[CLEAN].rstrip("\n").rpartition(" ")[0] + "\n")
     assert f"{CLEAN} line {last}: cut short" in refusal(raw, "val")
+    (raw / CLEAN).write_text(whole[CLEAN].rstrip("\n"))
+    assert f"{CLEAN} line {last}: 'images/" in refusal(raw, "val") and "has no line end" in refusal(raw, "val")
     (raw / CLEAN).write_text(whole[CLEAN].rpartition(".jpg")[0])
     assert f"{CLEAN} line {last}: 'images/" in refusal(raw, "val")
     (raw / CLEAN).write_text(whole[CLEAN])
@@ -149,6 +151,13 @@ def test_a_damaged_line_is_named(raw: Path, ending: str, words: str) -> None:
     assert f"{raw / CLEAN} line 3: " in message and words in message
 
 
+def test_an_image_that_a_key_list_names_twice_is_refused(raw: Path) -> None:
+    keys = (raw / KEYS).read_text().splitlines()
+    edit(raw / KEYS, len(keys), f"{keys[-1]}\n{keys[1]}")
+    message = refusal(raw, "clean_train")
+    assert f"{raw / KEYS} line {len(keys) + 1}: {keys[1]} stands in line 2 already; keep one line" in message
+
+
 @pytest.mark.parametrize("key", ["/etc/a.jpg", "images/../../a.jpg", "../a.jpg"])
 def test_no_path_leads_out(raw: Path, key: str) -> None:
     edit(raw / CLEAN, 3, f"{key} 1")
@@ -168,7 +177,7 @@ def test_two_labels_for_one_image_are_refused_and_the_same_label_twice_is_not(ra
 def test_line_ends_marks_and_blank_lines_do_not_matter(raw: Path) -> None:
     before = clothing1m.read(raw, "both").records
     for name in (NOISY, CLEAN):
-        text = (raw / name).read_text().rstrip("\n").replace("\n", " \r\n").replace(" 3 \r\n", "\t3\r\n\r\n")
+        text = (raw / name).read_text().rstrip("\n").replace("\n", " \r\n").replace(" 3 \r\n", "\t3\r\n\r\n") + "\r\n  "
         (raw / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert clothing1m.read(raw, "both").records == before
 
@@ -179,7 +188,7 @@ def test_a_training_image_with_a_clean_label_keeps_it(raw: Path, tree: tuple[Pat
     edit(raw / CLEAN, number, f"{(raw / CLEAN).read_text().splitlines()[-1]}\n{key} 11")
     source = clothing1m.read(raw, "train")
     assert found(source) == tree[1]["train"] | {key: (tree[1]["train"][key][0], 11)}
-    assert "1 images of train have a clean label, so val or test may hold them too" in source.notes
+    assert "1 image of train with a clean label: val or test may hold the same" in source.notes
 
 
 def test_names_in_another_order_are_refused_and_other_spellings_are_not(raw: Path) -> None:
@@ -212,7 +221,7 @@ def test_wrong_roots_splits_and_missing_lists(raw: Path, tmp_path: Path) -> None
     assert "--root FOLDER is needed" in refusal(None, None)
     assert "no such folder" in refusal(tmp_path / "none", None)
     assert "not a folder" in refusal(raw / CLEAN, None)
-    assert "cannot read" in refusal(tmp_path / ("x" * 300), None)
+    assert "cannot be read (File name too long)" in refusal(tmp_path / ("x" * 300), None)
     assert "--split dev: Clothing1M has the splits train, clean_train, val, test, both" in refusal(raw, "dev")
     folders = ", ".join(str(tmp_path / name) for name in (".", "annotations", "images"))
     assert f"{CLEAN} is missing, looked in {folders}" in refusal(tmp_path, None)

@@ -75,6 +75,12 @@ def test_a_header_frees_the_order(tmp_path: Path, text: str) -> None:
     assert rows(read(tmp_path, text)) == [("a.jpg", 0, 1), ("b.jpg", 1, -1)]
 
 
+def test_other_columns_are_passed_over_and_said(tmp_path: Path) -> None:
+    source = read(tmp_path, "box,path,split,label,box\n1 2,a.jpg,x,cat,5\n,b.jpg,y,dog,\n")
+    assert rows(source) == [("a.jpg", 0, -1), ("b.jpg", 1, -1)]
+    assert source.notes == ("passed over 2 columns of list.csv (box, split)",)
+
+
 def test_a_first_image_is_no_header(tmp_path: Path) -> None:
     assert rows(read(tmp_path, "label/1.jpg,label\n2.jpg,class\n")) == [("2.jpg", 0, -1), ("label/1.jpg", 1, -1)]
 
@@ -90,7 +96,7 @@ def test_quotes_and_tabs(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("a.jpg,1\nb.jpg,1", "line 2: 'b.jpg,1' has no line end"),
-        ('a.jpg,1\nb.jpg,"1\n', "line 2: .* is damaged"),
+        ('a.jpg,1\nb.jpg,"1\n', "line 2: damaged \\(unexpected end of data\\); mend"),
         ("a.jpg,1\nb.jpg\n", "line 2: 1 columns .* 2 in the lines before"),
         ("a.jpg,1\nb.jpg,1,2\n", "line 2: 3 columns"),
         ("a.jpg,1,2,3\n", "line 1: 4 columns"),
@@ -103,7 +109,11 @@ def test_quotes_and_tabs(tmp_path: Path) -> None:
         ("/a.jpg,1\n", "line 1: '/a.jpg' leads out"),
         ("a.gif,1\n", "line 1: 'a.gif' is no name of a .jpg"),
         ("name,category\na.jpg,1\n", "line 1: 'name' is no name of a .jpg"),
-        ("path,label,box\na.jpg,1,2\n", "line 1: column 'box' is unknown; name one each of path: path, file"),
+        ("a.jpg,1\nb.jpg,1\n./a.jpg,0\n", "line 3: 'a.jpg' stands in line 1 already; keep one line"),
+        (
+            "path,label,Class\na.jpg,1,2\n",
+            "line 1: column 'Class' is a second one for the label; name one each of path",
+        ),
         ("path,file,label\na.jpg,b.jpg,1\n", "line 1: column 'file' is a second one for the path"),
         ("label,clean\n1,2\n", "line 1: no column of paths"),
         ("a.jpg,0\nb.jpg,-3\n", "line 2: label -3: integers count the classes from 0"),

@@ -23,7 +23,10 @@ def test_train_is_the_whole_list_and_knows_what_people_verified(tmp_path: Path) 
     verdicts = make_food101n(tmp_path)
     source = food101n.read(tmp_path, None)
     assert (source.split, source.classes) == ("train", DISHES)
-    assert source.notes == ("meta/classes.txt has 3 classes; Food-101N has 101",)
+    assert source.notes == (
+        "18 images; Food-101N has 310,009 in train",
+        "meta/classes.txt has 3 classes; Food-101N has 101",
+    )
     expected = [
         (f"images/{key}", DISHES.index(key.split("/")[0]), DISHES.index(key.split("/")[0]) if verdict == 1 else -1)
         for key, verdict in sorted(verdicts.items())
@@ -37,6 +40,8 @@ def test_the_verified_splits(tmp_path: Path) -> None:
     train = food101n.read(tmp_path, "verified_train").records
     val = food101n.read(tmp_path, "verified_val").records
     assert (len(train), len(val)) == (9, 3)
+    assert "9 images; Food-101N has 52,868 in verified_train" in food101n.read(tmp_path, "verified_train").notes
+    assert "3 images; Food-101N has 4,741 in verified_val" in food101n.read(tmp_path, "verified_val").notes
     checked = {f"images/{key}" for key, verdict in verdicts.items() if verdict >= 0}
     assert {record.key for record in [*train, *val]} == checked
     for record in [*train, *val]:
@@ -81,9 +86,11 @@ def test_a_missing_list_is_named_with_the_layout(root: Path, name: str) -> None:
         ("classes.txt", "waffles", "apple_pie", "a class stands twice"),
         ("imagelist.tsv", "class_name/key\n", "", "imagelist.tsv line 1: 'apple_pie/a0.jpg' is an image, but"),
         ("verified_val.tsv", "class_name/key\tverification_label\n", "", "verified_val.tsv line 1: .* header"),
-        ("imagelist.tsv", "waffles/w5.jpg\n", "waffles/w5.jp", "line 19: 'waffles/w5.jp' is not CLASS/IMAGE"),
+        ("imagelist.tsv", "waffles/w5.jpg\n", "waffles/w5.jp\n", "line 19: 'waffles/w5.jp' is not CLASS/IMAGE"),
         ("imagelist.tsv", "waffles/w5.jpg", "waffle/w5.jpg", "line 19: 'waffle/w5.jpg' is in no class folder"),
         ("imagelist.tsv", "waffles/w5.jpg", "waffles/../w5.jpg", "line 19: .* is not CLASS/IMAGE"),
+        ("imagelist.tsv", "waffles/w5.jpg\n", "waffles/w5.jpg", "line 19: 'waffles/w5.jpg' has no line end"),
+        ("classes.txt", "waffles\n", "waffles", "line 4: 'waffles' has no line end, so the list was cut short"),
         ("verified_train.tsv", "w5.jpg\t1\n", "w5.jpg\t\n", "line 10: 'waffles/w5.jpg' is not CLASS/IMAGE<tab>0 or 1"),
         ("verified_train.tsv", "w5.jpg\t1\n", "w5.jpg\t2\n", "line 10: waffles/w5.jpg has the verdict '2'"),
         ("verified_train.tsv", "w5.jpg\t1\n", "w5.jpg\t1\nwaffles/w5.jpg\t0\n", "both 1 and 0"),

@@ -51,7 +51,7 @@ def test_class_names(tmp_path: Path) -> None:
         (LABELS, b"\0\0\x08\x01\0\0\0\x0a" + bytes(9), "9 bytes after its header, which says 10"),
         (LABELS, b"\0\0\x08\x01\0\0\0\x0a" + bytes(11), "11 bytes after its header, which says 10"),
         (LABELS, b"\0\0\x08", "no IDX file"),
-        (LABELS, gzip.compress(b"\0\0\x08\x01\0\0\0\x0a" + bytes(10)), "begins with 1f 8b"),
+        (LABELS, gzip.compress(b"\0\0\x08\x01\0\0\0\x0a" + bytes(10), mtime=0), "begins with 1f 8b"),
         (IMAGES, b"\0\0\x08\x03" + struct.pack(">III", 10, 28, 28), "0 bytes after its header, which says 7,840"),
         (IMAGES, b"\0\0\x08\x03" + struct.pack(">III", *[2**32 - 1] * 3), "0 bytes after its header"),
         (IMAGES, b"\0\0\x08\x03" + struct.pack(">III", 10, 256, 256) + bytes(10 << 16), "images of 256 x 256 pixels"),
@@ -73,6 +73,16 @@ def test_damaged_gzip(tmp_path: Path) -> None:
         file.write_bytes(data)
         with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz: damaged or cut short"):
             idx.read(tmp_path, None)
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_fashion(tmp_path)
+    whole = 16 + 20 * 28 * 28
+    monkeypatch.setattr(idx, "LARGEST", whole)
+    assert len(idx.read(tmp_path, None).records) == 20
+    monkeypatch.setattr(idx, "LARGEST", whole - 1)
+    with pytest.raises(InputError, match=rf"idx3-ubyte\.gz: more than {whole - 1:,} bytes, unpacked"):
+        idx.read(tmp_path, None)
 
 
 def test_what_is_missing(tmp_path: Path) -> None:

@@ -140,19 +140,19 @@ def test_a_finished_folder_needs_no_second_look_at_the_images(tmp_path: Path) ->
         def advance(self, count: int) -> None:
             self.counted += count
 
-    for expected in (300, 0):  # to find the scale, for the labels, and to write; then nothing
+    for expected in (400, 100):  # looked at, to find the scale, for the labels, and to write; then looked at
         progress = Counting()
         build(source(LABELS[:100]), tmp_path / "o", noise=parse("instance:0.4"), workers=1, progress=progress)
         assert progress.counted == expected
     with pytest.raises(InputError, match="instance:0.4 there"):
         build(source(LABELS[:100]), tmp_path / "o", noise=parse("instance:0.5"), workers=1, progress=progress)
-    assert progress.counted == 0
+    assert progress.counted == 200
 
 
 def test_shards_are_used_again_with_the_same_labels_only() -> None:
     """Labels that depend on pixels may differ where the decoder does, with equal files and settings."""
     noise, data = parse("instance:0.4"), source(LABELS[:100])
-    plans = [make(data, seed, noise, None, 30) for seed in (0, 0, 1)]
+    plans = [make(data, seed, noise, None, 30, 0.0, Progress()) for seed in (0, 0, 1)]
     assert len({plan.stamp for plan in plans}) == 1
     stamps = [plan.with_noise(noise, Progress()).stamp for plan in plans]
     assert stamps[0] == stamps[1] != stamps[2]
@@ -206,7 +206,8 @@ def test_reads_the_text_form(texts: dict[str, str]) -> None:
         ("instance:0", ["0.08 on average", "leave the noise out"]),
         ("matrix", ["no file", "matrix:confusion.csv"]),
         ("matrix:0.4", ["cannot read 0.4 (No such file or directory)"]),
-        ("", ["unknown kind"]),
+        ("", ["noise '': no kind", "symmetric, symmetric-all, asymmetric, pair, matrix, instance"]),
+        (":0.4", ["noise ':0.4': no kind", "'symmetric:0.4'"]),
     ],
 )
 def test_refuses_other_texts(text: str, words_expected: list[str]) -> None:

@@ -1,5 +1,6 @@
 import pickle
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def test_arrays_of_every_protocol_and_order(tmp_path: Path, protocol: int) -> No
     for name, array in arrays.items():
         assert loaded[name].dtype == array.dtype
         assert np.array_equal(loaded[name], array)
+
+
+def test_a_zip_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+    zeros = np.zeros(1 << 25)
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("labels/data.pkl", zeros.tobytes() + b"x")
+    assert (tmp_path / "bomb.pt").stat().st_size < 1 << 21
+    fails("its labels/data.pkl would unpack to 268,435,457 bytes, too many", lambda: pickles.load(tmp_path / "bomb.pt"))
 
 
 def test_python_2_strings_are_bytes(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from shards.build import build
 from shards.errors import InputError
-from shards.readers import LAYOUTS, webvision
+from shards.readers import LAYOUTS, find, webvision
 from shards.readers.record import Source
 
 CLASSES = 8
@@ -35,7 +35,7 @@ def found(source: Source) -> dict[str, tuple[int, int]]:
 
 def refusal(root: Path | None, split: str | None, **options: str) -> str:
     with pytest.raises(InputError) as caught:
-        webvision.read(root, split, **options)
+        find("webvision")(root, split, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -127,6 +127,7 @@ def test_its_options_are_those_of_the_command_line() -> None:
         ("google/q0001/x.jpg n01440764", "label 'n01440764' is none of 0 to 7"),
         ("google/q0001/x.jpg", "google/q0001/x.jpg has no label; is the list cut short?"),
         ("google/q0001/x.j", "'google/q0001/x.j' is no name of an image; is the line cut short?"),
+        ("google/q0001/000.jpg 0", "google/q0001/000.jpg stands in line 1 already; keep one line"),
         ("../q0001/x.jpg 1", "leads out of the folder"),
         ("google/q0001/a b.jpg 1", "'google/q0001/a' is no name of an image"),
     ],
@@ -137,6 +138,20 @@ def test_a_damaged_line_is_named(raw: Path, line: str, words: str) -> None:
     message = refusal(raw, "train", classes="1")
     assert f"{raw / 'info' / GOOGLE} line {number}: " in message and words in message
     assert webvision.read(raw, "train", queries="flickr").records
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_list_cut_within_its_last_label_is_refused(raw: Path, cut: int) -> None:
+    """59 would become 5 without a word; a list of which only the line end is lost looks the same."""
+    file = raw / "info" / GOOGLE
+    (raw / "info/synsets.txt").write_text("".join(f"n{k:08d} name {k}\n" for k in range(60)))
+    file.write_text("google/q0001/1.jpg 3\ngoogle/q0002/2.jpg 59\n"[:-cut])
+    last = "google/q0002/2.jpg 59"[: 22 - cut]
+    message = refusal(raw, "train", queries="google")
+    assert message == (
+        f"{file} line 2: {last!r} has no line end, so the list was cut short; copy it again, or, if it is whole, "
+        "end the line"
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,12 +189,16 @@ def test_counts_are_compared_with_the_published_ones(tmp_path: Path) -> None:
     assert webvision.read(tmp_path, "val").notes == ()
     assert len(webvision.read(tmp_path, "val", classes="50").records) == 2_500
     full = webvision.read(tmp_path, "train").notes
-    assert full[0] == "65,945 images; train has about 2,440,000 from both searches"
+    assert full[0] == "65,945 images; train of both has 2,439,574 of 1,000 classes"
+    for queries, count, known in [("google", "65,944", "980,449"), ("flickr", "1", "1,459,125")]:
+        notes = webvision.read(tmp_path, "train", queries=queries).notes
+        assert notes[0] == f"{count} images; train of {queries} has {known} of 1,000 classes"
+    assert 980_449 + 1_459_125 == 2_439_574
     assert full[1].startswith("949 classes have no image (n00000051 name 51, n00000052 name 52, ")
 
     info.joinpath(GOOGLE).write_text("".join(mini[:-1]))
     notes = webvision.read(tmp_path, "train", queries="google", classes="50").notes
-    assert notes == ("65,943 images; train has 65,944 of 50 classes",)
+    assert notes == ("65,943 images; train of google has 65,944 of 50 classes",)
     info.joinpath(VAL).write_text("val1.jpg 1\n")
     assert "1 images; val has 50,000 of 1,000 classes" in webvision.read(tmp_path, "val").notes
 
@@ -238,7 +257,9 @@ def test_class_folders_that_are_not_the_validation_set(
         return listdir(path)
 
     monkeypatch.setattr(os, "listdir", refuse)
-    assert f"cannot read {root / 'val' / folders[1]}: Permission denied" in refusal(root, "imagenet_val", info=info)
+    assert f"{root / 'val' / folders[1]}: cannot be read (Permission denied)" in refusal(
+        root, "imagenet_val", info=info
+    )
 
 
 def test_the_solution_file_is_read_strictly(raw: Path, tmp_path: Path) -> None:
