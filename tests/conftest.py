@@ -63,6 +63,11 @@ def clean_photos(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return build(find("imagefolder")(raw, None), folder / "test", samples_per_shard=10, workers=1)
 
 
+def unlaunched() -> dict[str, str]:
+    """The environment for a command of its own: `world` leaves in this one what would look like a launcher's."""
+    return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+
+
 @pytest.fixture(scope="session")
 def world() -> "Iterator[World]":
     """One process group for every in-process test: DeepSpeed starts once."""

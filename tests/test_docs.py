@@ -19,7 +19,7 @@ import rawsmall
 import rawtrees
 
 from pipeline.cli import main
-from tests.conftest import make_raw
+from tests.conftest import make_raw, unlaunched
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md", "launch/README.md"]
@@ -97,12 +97,10 @@ def run(block: Block, folder: Path) -> None:
 
 def shell(command: str, folder: Path) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    # What a process group in this process left is no launcher's word to the command.
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,
-        env={**environment, "PATH": path},
+        env={**unlaunched(), "PATH": path},
         capture_output=True,
         text=True,
         timeout=200,

@@ -22,6 +22,7 @@ from pipeline.model import backbone
 from pipeline.record.metrics import timeless
 from pipeline.record.track import read_metrics
 from shards.manifest import Manifest
+from tests.conftest import unlaunched
 
 ROOT = Path(__file__).parents[2]
 TRAIN = str(ROOT / "launch" / "train.py")
@@ -147,7 +148,9 @@ def test_a_run_is_evaluated_and_probed_from_the_command_line(
 ) -> None:
     def printed(*words: str) -> list[list[str]]:
         command = [sys.executable, "-m", "pipeline", *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=unlaunched(), capture_output=True, text=True, timeout=150, check=False
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return [line.split() for line in done.stdout.splitlines()]
 
