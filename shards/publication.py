@@ -20,9 +20,8 @@ from shards.manifest import (
     SCHEMA,
     Manifest,
     Shard,
-    check_classes,
-    check_shard_name,
 )
+from shards.names import check_classes, check_shard_name
 
 
 def replace(path: Path, data: bytes, staging: Path) -> None:

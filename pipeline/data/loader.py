@@ -26,6 +26,8 @@ from shards.manifest import Manifest
 
 Labels = NDArray[np.int32]
 
+_IN_ORDER = 2  # shards at once, where samples are read as they lie: a batch may begin in one and end in the next
+
 
 @dataclass(frozen=True)
 class Bad:
@@ -75,10 +77,12 @@ class TrainBatches(Dataset[Batch]):
         augment: Augment,
         flip: bool,
         max_pixels: int,
+        lanes: range | None = None,
     ) -> None:
+        """`lanes` are those that will be asked for (by default all)."""
         self._labels, self._plan = labels, plan
         self._crop, self._augment, self._flip, self._max_pixels = crop, augment, flip, max_pixels
-        self._reader = ShardReader(manifest)
+        self._reader = ShardReader(manifest, len(lanes or range(plan.lanes)) * plan.shuffle_shards)
 
     def __getitem__(self, key: tuple[int, int, int]) -> Batch:
         epoch, step, lane = key
@@ -109,7 +113,7 @@ class EvalBatches(Dataset[Batch]):
     ) -> None:
         self._part = part or Part(np.arange(manifest.num_samples, dtype=np.int64), manifest.labels)
         self._crop, self._augment, self._max_pixels = crop, augment, max_pixels
-        self._reader = ShardReader(manifest)
+        self._reader = ShardReader(manifest, _IN_ORDER)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         ids = self._part.ids[slice(*key)]

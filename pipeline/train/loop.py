@@ -205,6 +205,7 @@ class Training:
             augment=data.augment,
             flip=data.flip,
             max_pixels=data.max_pixels,
+            lanes=self.lanes,
         )
         keys = train_keys(self.plan, self.lanes, self.start, self.schedule.total_steps)
         return Feed(dataset, keys, data.workers, pin=self.world.device.type == "cuda")
