@@ -45,16 +45,17 @@ class Cache:
         for path in self.root.glob(f"*/*{PART}"):
             _remove_unlocked(path)
 
-    def make_room(self, needed: int, release: Callable[[], bool] | None = None) -> None:
-        """Remove files that nobody reads until `needed` more bytes fit.
+    def make_room(self, needed: int, release: Callable[[], bool] | None = None) -> bool:
+        """Remove files that nobody reads until `needed` more bytes fit, and return whether they do.
 
         Where that is not enough, `release` is asked to close a file of the caller's, until it returns False.
         """
-        while self._remove_for(needed) and release is not None and release():
-            pass
+        while not self._remove_for(needed):
+            if release is None or not release():
+                return False
+        return True
 
     def _remove_for(self, needed: int) -> bool:
-        """Whether `needed` bytes still do not fit."""
         now = time.time()
         files = list(self._files())
         lacking = sum(stat.st_size for _, stat in files) + needed - self.bytes
@@ -66,7 +67,7 @@ class Cache:
                 continue
             if _remove_unlocked(path):
                 lacking -= stat.st_size
-        return lacking > 0
+        return lacking <= 0
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         for path in self.root.glob("*/*"):

@@ -54,7 +54,7 @@ class Store:
         length: int,
         sha256: str,
         *,
-        once: bool = False,
+        ahead: bool = False,
         release: Callable[[], bool] | None = None,
     ) -> int:
         """Return a descriptor of a file, fetched if need be by whichever process comes first; the others wait for it.
@@ -65,7 +65,7 @@ class Store:
             name: of the file in the folder.
             length: its bytes.
             sha256: its digest, in hex.
-            once: try once only.
+            ahead: of need: try once, and only if there is room.
             release: closes one file of the caller's where room is short, and returns whether it could.
 
         Raises:
@@ -83,8 +83,9 @@ class Store:
             try:
                 descriptor = files.hold(path, length)  # it may have come between the two looks
                 if descriptor is None:
-                    self.cache.make_room(length, release)
-                    self._fetch(name, files.part_of(path), part, length, sha256, once)
+                    if not self.cache.make_room(length, release) and ahead:
+                        raise OwnError(f"the cache {self.cache.root} has no room yet for {self.name}/{name}")
+                    self._fetch(name, files.part_of(path), part, length, sha256, once=ahead)
                     files.finish(part, path, path)
                     descriptor = files.hold(path, length)
             finally:
@@ -102,12 +103,12 @@ class Store:
         part = files.claim(path)
         assert part is not None, "a name of our own"
         try:
-            self._fetch(name, files.part_of(path), part, _LARGEST_MANIFEST, None, False)
+            self._fetch(name, files.part_of(path), part, _LARGEST_MANIFEST, None)
             return os.pread(part, os.fstat(part).st_size, 0)
         finally:
             files.abandon(part, path)
 
-    def _fetch(self, name: str, path: Path, part: int, length: int, sha256: str | None, once: bool) -> None:
+    def _fetch(self, name: str, path: Path, part: int, length: int, sha256: str | None, once: bool = False) -> None:
         """Fill `path`, which is open as `part`, with the right content and put it on the disk."""
         url, began, wait, wrong, tries = join(self.url, name), time.monotonic(), _FIRST_WAIT, 0, 0
         while True:
