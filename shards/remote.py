@@ -11,7 +11,6 @@ from shards.url import check, redact
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _MAY_PASS = {408, 429}  # of the 4xx: timeout, too many requests
 _NO_ACCESS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
-_STALL = 30.0
 
 
 class Refused(Exception):
@@ -34,8 +33,10 @@ class NotThere(Refused):
     """There is no such file."""
 
 
-def copy(url: str, path: Path, limit: int, seconds: float) -> None:
+def copy(url: str, path: Path, limit: int, seconds: float, stall: float) -> None:
     """Copy a file of at most `limit` bytes to `path`, which is overwritten, within about `seconds`.
+
+    A server that is silent for `stall` seconds is given up; connections are shared by calls that agree on it.
 
     What arrives is not checked: a page that says "try later" with status 200 arrives like a shard.
 
@@ -43,7 +44,6 @@ def copy(url: str, path: Path, limit: int, seconds: float) -> None:
         Refused, NotThere, Failed, TooLong, NoRoom: it did not arrive whole; the text never holds a secret of the URL.
         InputError: a URL that is not read, or whose package is not installed.
     """
-    stall = min(_STALL, seconds / 5)
     system = _filesystem(url, stall)
     try:
         system.get_file(_path(system, url), str(path), callback=_watch(limit, seconds))

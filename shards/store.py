@@ -18,6 +18,7 @@ from shards.url import LOCAL, check, folder_name, is_url, join, redact
 
 _WRONG_TRIES = 4  # of a file that arrives, but is another one
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between tries; doubles
+_LONGEST_STALL = 30.0  # seconds without a byte
 _POLL = 0.05  # seconds between looks at what another process fetches
 _LARGEST_MANIFEST = 1 << 30
 
@@ -111,11 +112,13 @@ class Store:
     def _fetch(self, name: str, path: Path, part: int, length: int, sha256: str | None, once: bool = False) -> None:
         """Fill `path`, which is open as `part`, with the right content and put it on the disk."""
         url, began, wait, wrong, tries = join(self.url, name), time.monotonic(), _FIRST_WAIT, 0, 0
+        stall = min(_LONGEST_STALL, self.cache.seconds / 5)
         while True:
             tries += 1
+            left = began + self.cache.seconds - time.monotonic()
             try:
                 # A longer file is let in, so that its digest can be told; only its excess is not.
-                copy(url, path, 2 * length + 2**20, max(1.0, began + self.cache.seconds - time.monotonic()))
+                copy(url, path, 2 * length + 2**20, max(1.0, left), stall)
                 os.fsync(part)
                 reason = _difference(part, path, length, sha256)
                 if reason is None:
@@ -136,13 +139,11 @@ class Store:
                 ) from None
             spent = time.monotonic() - began
             if once or wrong == _WRONG_TRIES or spent + wait > self.cache.seconds:
-                mend = "copy the shards there again" if wrong == _WRONG_TRIES else "see to the server"
+                mend = "see to the server, or raise data.fetch_timeout"
+                if wrong == _WRONG_TRIES:
+                    mend = "copy the shards there again"
                 times = f"{tries} tries in {spent:.0f} s" if tries > 1 else "one try"
-                raise OwnError(
-                    f"{redact(url)}: {reason}; gave up after {times}: {mend}, or raise data.fetch_timeout"
-                    if wrong < _WRONG_TRIES
-                    else f"{redact(url)}: {reason}; gave up after {times}: {mend}"
-                )
+                raise OwnError(f"{redact(url)}: {reason}; gave up after {times}: {mend}")
             if tries == 1:
                 left = self.cache.seconds - spent
                 print(f"alasca: {redact(url)}: {reason}; trying again for {left:.0f} s", file=sys.stderr, flush=True)

@@ -41,6 +41,25 @@ def test_a_bucket_is_the_folder_it_holds(bucket: str, built: Manifest, tmp_path:
         assert manifest.shard_path(index).read_bytes() == built.shard_path(index).read_bytes()
 
 
+def test_large_files_arrive_in_parts(
+    bucket: str, built: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "default_block_size", 3000)  # 50 MB
+    in_parts, asked = s3fs.S3FileSystem._download_file_part_concurrent, []
+
+    async def counted(*args: object, **kwargs: object) -> object:
+        asked.append(args)
+        return await in_parts(*args, **kwargs)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_download_file_part_concurrent", counted)
+    manifest = Manifest.load(bucket, Cache(tmp_path))
+    assert built.shards[2].bytes > 3 * 3000
+    assert manifest.shard_path(2).read_bytes() == built.shard_path(2).read_bytes()
+    assert asked
+
+
 def test_what_is_not_there_is_named_at_once(bucket: str, tmp_path: Path) -> None:
     for place in ("s3://photos/v2/train", "s3://elsewhere/train"):
         with pytest.raises(InputError, match=f"{place}/manifest.json: it is not there"):

@@ -1,5 +1,6 @@
 """Shards from a real server: what arrives is used only if it is what the manifest says, whatever the server does."""
 
+import argparse
 import shutil
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 import server as web
 from server import Server, serving
 
+from shards import commands
 from shards.cache import Cache
 from shards.errors import InputError, OwnError
 from shards.manifest import Manifest
@@ -203,3 +205,21 @@ def test_a_damaged_table_is_refused(served: Server, cache: Cache) -> None:
     served.always["train/samples.npy"] = web.flipped
     with pytest.raises(InputError, match=r"samples\.npy: its SHA-256 is"):
         load(served, cache)
+
+
+def test_inspect_looks_at_a_url_and_verify_says_what_it_reads(
+    served: Server, built: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    parser = argparse.ArgumentParser()
+    commands.register(parser.add_subparsers())
+    url = f"{served.url}/train?sig=s3cr3t"
+    args = parser.parse_args(["inspect", url, "--sheet", str(tmp_path / "sheet.png"), "--images", "4"])
+    assert args.run(args) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{served.url}/train: 60 images, 3 classes")
+    assert "s3cr3t" not in out
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    args = parser.parse_args(["verify", url])
+    with pytest.raises(InputError, match=f"^{served.url}/train: verify reads local folders"):
+        args.run(args)
