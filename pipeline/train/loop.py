@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config import Config
 from pipeline.data.ahead import Ahead
-from pipeline.data.loader import Feed, TrainBatches, train_keys
+from pipeline.data.loader import Feed, TrainBatches, lanes_of_a_worker, train_keys
 from pipeline.record.metrics import Window
 from pipeline.record.reference import Reference
 from pipeline.record.summary import summarise, train_seconds
@@ -213,7 +213,7 @@ class Training:
             augment=data.augment,
             flip=data.flip,
             max_pixels=data.max_pixels,
-            lanes=self.lanes,
+            lanes=lanes_of_a_worker(len(self.lanes), data.workers),
         )
         keys = train_keys(self.plan, self.lanes, self.start, self.schedule.total_steps)
         return Feed(dataset, keys, data.workers, pin=self.world.device.type == "cuda")

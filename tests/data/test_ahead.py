@@ -12,7 +12,7 @@ from server import Server, serving
 
 from pipeline.data import ahead
 from pipeline.data.ahead import Ahead
-from pipeline.data.loader import Feed, TrainBatches, train_keys
+from pipeline.data.loader import Feed, TrainBatches, lanes_of_a_worker, train_keys
 from pipeline.data.plan import Plan
 from shards.build import build
 from shards.cache import Cache
@@ -133,7 +133,12 @@ def test_a_cache_smaller_than_what_is_read_at_once_is_slow_never_wrong(
     assert "is too little for the" in warning
     keys = list(train_keys(plan, range(2), 0, 8))
     local = TrainBatches(small, plan, small.labels, **VIEW)
-    feed = Feed(TrainBatches(manifest, plan, manifest.labels, lanes=range(2), **VIEW), keys, workers, pin=False)
+    feed = Feed(
+        TrainBatches(manifest, plan, manifest.labels, lanes=lanes_of_a_worker(2, workers), **VIEW),
+        keys,
+        workers,
+        pin=False,
+    )
     try:
         for key in keys:
             ours, theirs = local[key], next(feed)
@@ -148,6 +153,15 @@ def test_a_cache_smaller_than_what_is_read_at_once_is_slow_never_wrong(
     assert store is not None
     used = sum(path.stat().st_size for path in store.cache.root.rglob("*") if path.is_file())
     assert used <= store.cache.bytes + max(1, workers) * largest
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 8, 12])
+def test_a_worker_reads_so_many_lanes(small: Manifest, lanes: int) -> None:
+    plan = Plan(small, lanes=lanes, micro_batch=2, seed=0)
+    for workers in (0, 1, 2, 3, 4, 6, 8, 16):
+        keys = list(train_keys(plan, range(lanes), 3, 4 + 2 * max(1, workers)))
+        seen = {lane for _, _, lane in keys[1 :: max(1, workers)]}
+        assert lanes_of_a_worker(lanes, workers) == len(seen)
 
 
 def test_no_warning_where_all_fits(served: Server, small: Manifest, tmp_path: Path) -> None:
