@@ -32,7 +32,7 @@ lint: $(STAMP)
 
 # Pins for every supported Python and platform; holds names and versions only.
 lock: $(STAMP)
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate pyproject.toml --output-file requirements.lock
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra s3 --no-header --no-annotate pyproject.toml --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

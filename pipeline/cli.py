@@ -141,7 +141,7 @@ def _add_eval(commands: Commands) -> None:
     )
     parser.add_argument("folder", metavar="RUN", help="folder of the run")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--data", metavar="DIR", help="dataset with the classes of the run")
+    which.add_argument("--data", metavar="DIR|URL", help="dataset with the classes of the run")
     which.add_argument("--held-out", action="store_true", help="what data.subset left out of its own training data")
     parser.add_argument(
         "--class-errors", metavar="FILE", help="also write the error of each class, for method.har.class_errors"
@@ -158,7 +158,11 @@ def _eval(args: argparse.Namespace) -> int:
     run = StoredRun(Path(args.folder))
     if args.class_errors and not Path(args.class_errors).absolute().parent.is_dir():
         raise InputError(f"--class-errors {args.class_errors}: no such folder")
-    manifest, part = run.held_out() if args.held_out else (open_set(args.data, run.classes, "--data"), None)
+    part, cache = None, run.config.data.fetched
+    if args.held_out:
+        manifest, part = run.held_out()
+    else:
+        manifest = open_set(args.data, run.classes, "--data", cache)
     world = dist.start(run.config.dist.timeout)
     figures = run.evaluate(manifest, world, part)
     errors = run.class_errors(manifest, world, part) if args.class_errors else {}

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from shards.cache import Cache
+
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -30,7 +32,7 @@ class Run(Section):
 class Data(Section):
     """What is read, in which order and how it is augmented."""
 
-    train: str
+    train: str  # as eval.NAME.data: a folder, s3://..., http(s)://... or another fsspec URL
     lanes: Count = 8
     micro_batch: Annotated[int, Field(ge=2)] = 32  # BatchNorm needs two values per channel
     workers: Annotated[int, Field(ge=0)] = 4
@@ -43,6 +45,9 @@ class Data(Section):
     balance: bool | int = False  # class-balanced epochs; a number: of so many samples
     max_bad_fraction: Fraction = 0.001
     max_pixels: Count = 178_956_970  # Pillow's own limit for a decompression bomb
+    cache: str | None = None  # folder for what URLs hold (~/.cache/alasca); given, it stands before local folders too
+    cache_gb: Annotated[float, Field(gt=0)] = 50.0  # 10^9 bytes, of all that is in there
+    fetch_timeout: Annotated[float, Field(gt=0)] = 300.0  # seconds for one file, with all retries
 
     @field_validator("subset", "balance", mode="plain")
     @classmethod
@@ -57,6 +62,11 @@ class Data(Section):
         elif not number and not isinstance(given, str | None):
             raise ValueError("must be a share, a part as in '1/2', or the path of a file")
         return float(given) if number and info.field_name == "subset" else given
+
+    @property
+    def fetched(self) -> Cache:
+        """Where the files of datasets that lie elsewhere are kept."""
+        return Cache(Path(self.cache) if self.cache else None, round(self.cache_gb * 1e9), self.fetch_timeout)
 
 
 class Model(Section):
@@ -254,9 +264,7 @@ class Config(Section):
         if self.method.aux == "none" and self.model.heads not in (None, "none"):
             raise ValueError(f"model.heads = '{self.model.heads}' would never learn with method.aux = 'none': drop one")
         if self.method.aux != "none" and self.model.heads == "none":
-            raise ValueError(
-                f"method.aux = '{self.method.aux}' needs heads: set model.heads to 'light' or 'bottleneck'"
-            )
+            raise ValueError(f"method.aux = '{self.method.aux}' needs heads: model.heads = 'light' or 'bottleneck'")
         return self
 
     @property

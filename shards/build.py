@@ -12,7 +12,7 @@ import numpy as np
 
 from shards import interrupts, worker
 from shards.errors import InputError
-from shards.manifest import SAMPLE_DTYPE, Manifest, Shard
+from shards.manifest import Manifest, Shard
 from shards.noise import Noise
 from shards.plan import Plan, shard_name
 from shards.plan import make as make_plan
@@ -20,6 +20,7 @@ from shards.progress import Progress
 from shards.publication import publish
 from shards.readers.record import Source
 from shards.staging import Staging, check_folder, finished
+from shards.table import SAMPLE_DTYPE
 
 
 def check(

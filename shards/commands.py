@@ -53,7 +53,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "  alasca inspect data/clothing/train --sheet clothing.png --images 100",
         formatter_class=raw,
     )
-    inspect.add_argument("dir", type=Path, metavar="DIR", help="a folder written by `alasca shard`")
+    inspect.add_argument("dir", metavar="DIR|URL", help="a folder written by `alasca shard`")
     inspect.add_argument("--sheet", type=Path, metavar="FILE.png", help="also draw some of its pictures, with labels")
     inspect.add_argument("--images", type=int, default=64, metavar="N", help="pictures on the sheet (default: 64)")
     inspect.add_argument("--seed", type=int, default=0, help="of the choice of pictures (default: 0)")
@@ -67,7 +67,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         epilog="example:\n  alasca verify data/clothing/train",
         formatter_class=raw,
     )
-    verify.add_argument("dir", type=Path, metavar="DIR", help="a folder written by `alasca shard`")
+    verify.add_argument("dir", metavar="DIR", help="a folder written by `alasca shard`")
     verify.set_defaults(run=run_verify)
 
 
@@ -124,16 +124,18 @@ def run_inspect(args: argparse.Namespace) -> int:
     """Print what a dataset folder holds and draw some of it where asked; raises InputError."""
     from shards import inspection, sheet
     from shards.manifest import Manifest
+    from shards.url import public
 
     manifest = Manifest.load(args.dir)
     lines = inspection.lines(manifest)
     if args.sheet is not None:
         drawn = sheet.draw(manifest, args.sheet, images=args.images, seed=args.seed)
         lines += ["", f"{args.sheet}: {drawn.pictures:,} pictures, {drawn.undecodable:,} of them cannot be decoded"]
-    print(f"{args.dir}: {describe(manifest)}")
+    print(f"{public(args.dir)}: {describe(manifest)}")
     for line in [*_warnings(manifest), *lines]:
         print(line)
-    print(f"\nthis was a look; `alasca verify {args.dir}` hashes everything")
+    if manifest.store is None:
+        print(f"\nthis was a look; `alasca verify {args.dir}` hashes everything")
     return 0
 
 

@@ -74,10 +74,10 @@ def lines(manifest: Manifest) -> list[str]:
     for column, least in (("label", 0), ("clean_label", -1)):
         values = table[column]
         if values.min() < least or values.max() >= manifest.num_classes:
-            raise InputError(f"{manifest.root}/{SAMPLES}: a {column} is no class; see `alasca verify`")
+            raise InputError(f"{manifest.place}/{SAMPLES}: a {column} is no class; see `alasca verify`")
     ends = np.append(starts[1:], np.uint64(manifest.files[KEYS].bytes))
     if starts[0] != 0 or (ends < starts).any():
-        raise InputError(f"{manifest.root}/{SAMPLES}: its keys do not follow one another; see `alasca verify`")
+        raise InputError(f"{manifest.place}/{SAMPLES}: its keys do not follow one another; see `alasca verify`")
     labels = Labels.of(table, manifest.num_classes)
     return [
         *_origin(manifest),
@@ -193,7 +193,7 @@ def _sizes(table: NDArray[Any]) -> list[str]:
 
 def _suffixes(manifest: Manifest, starts: NDArray[np.uint64], ends: NDArray[np.uint64]) -> list[str]:
     """Count what the keys end in, by bytes: making millions of strings would take longer than everything else."""
-    blob = np.memmap(manifest.root / KEYS, dtype=np.uint8, mode="r")
+    blob = np.memmap(manifest.file_path(KEYS), dtype=np.uint8, mode="r")
     length, last = (ends - starts).astype(np.int64), ends.astype(np.int64) - 1
     counts = dict.fromkeys(EXTENSIONS.values(), 0)
     for suffix, extension in EXTENSIONS.items():

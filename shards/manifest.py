@@ -5,6 +5,7 @@ DIR/samples.npy     one row of SAMPLE_DTYPE per sample, in the order of shard an
 DIR/keys.bin        the samples' keys, UTF-8, one after the other
 DIR/*.tar           the shards
 
+The folder may lie at a URL, or behind a cache: then its files are fetched, verified by the digests in the manifest.
 Nothing here is pickled, and opening it hashes nothing: `shards.verify` does.
 """
 
@@ -12,8 +13,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -21,29 +22,18 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.cache import Cache
 from shards.errors import InputError
+from shards.names import check_classes, check_shard_name
+from shards.store import Store, find, open_plain
+from shards.table import open_table
+from shards.url import is_url
 
 SCHEMA = 1
 MANIFEST, SAMPLES, KEYS = "manifest.json", "samples.npy", "keys.bin"
 BUILD_FOLDER = ".build"  # there while a build is unfinished
 NO_PERMISSION = "Permission denied"
 
-# offset, size: of the image in its shard, in bytes. key: where it starts in keys.bin; it ends where the next starts.
-# width, height: pixels as stored, 0 where the header cannot be read. clean_label: -1 where unknown.
-SAMPLE_DTYPE = np.dtype(
-    [
-        ("offset", "<u8"),
-        ("key", "<u8"),
-        ("shard", "<u4"),
-        ("size", "<u4"),
-        ("width", "<u4"),
-        ("height", "<u4"),
-        ("label", "<i4"),
-        ("clean_label", "<i4"),
-    ]
-)
-
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -71,7 +61,9 @@ class Manifest:
 
     `noise` is None or a dict (kind, rate, seed, convention, flipped, realised). `source` says how the folder was
     built. `fingerprint` is the SHA-256 of the manifest's canonical JSON: through the digests in it, it covers every
-    byte of the folder. Pickles as the path alone; the other process maps the table again.
+    byte of the folder. `root` is the folder, and of a dataset that lies elsewhere its folder in the cache; `store` is
+    where the files of such a dataset come from, and `content` its manifest.json as it came. Pickles as the path alone,
+    or as these two; the other process maps the table again.
     """
 
     root: Path
@@ -82,29 +74,41 @@ class Manifest:
     source: dict[str, Any]
     files: dict[str, File] = field(repr=False)
     fingerprint: str = field(repr=False)
+    store: Store | None = None
+    content: bytes | None = field(default=None, repr=False)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, cache: Cache | None = None) -> Self:
         """Open a dataset folder (or its manifest.json), checking schema, row count and the length of every file.
 
-        Raises InputError, in one line, for a folder that is missing, no dataset, half-finished, damaged or locked.
+        Args:
+            path: the folder, or an `s3://`, `http(s)://` or other fsspec URL of one, of which manifest.json is fetched
+                anew and the sample table into the cache; shards come when they are asked for.
+            cache: where fetched files are kept. One with a folder stands before local paths too.
+
+        Raises InputError, in one line, for a folder that is missing, no dataset, half-finished, damaged or locked, a
+        URL that is not read, and a server or cache that fails.
         """
-        manifest = cls.read(path)
+        manifest = cls.read(path, cache)
         if problems := manifest.problems():
             more = f" (and {len(problems) - 1:,} more; see `alasca verify`)" if len(problems) > 1 else ""
-            raise InputError(f"{manifest.root}: {problems[0]}{more}; build it again or copy it again")
+            raise InputError(f"{manifest.place}: {problems[0]}{more}; build it again or copy it again")
         return manifest
 
     @classmethod
-    def read(cls, path: str | Path) -> Self:
+    def read(cls, path: str | Path, cache: Cache | None = None) -> Self:
         """Parse the manifest alone, looking at no other file; raises InputError as `load` does."""
         try:
-            return cls._read(Path(path))
+            return cls._read(path, cache)
         except OSError as error:
             raise InputError(f"{error.filename or path}: cannot be read ({error.strerror}); mend this") from None
 
     @classmethod
-    def _read(cls, root: Path) -> Self:
+    def _read(cls, path: str | Path, cache: Cache | None) -> Self:
+        found = find(str(path).removesuffix(f"/{MANIFEST}") if is_url(str(path)) else path, cache or Cache())
+        if isinstance(found, Store):
+            return cls._decode(found.folder, found.anew(MANIFEST), found)
+        root = found
         if root.name == MANIFEST and not root.is_dir():
             root = root.parent
         if not root.is_dir():
@@ -116,17 +120,23 @@ class Manifest:
             names = sorted(entry.name for entry in root.iterdir())
             holds = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
             raise InputError(f"{root}: not a shard folder; build one with `alasca shard`; it holds {holds}")
+        return cls._decode(root, file.read_bytes())
+
+    @classmethod
+    def _decode(cls, root: Path, content: bytes, store: Store | None = None) -> Self:
+        file = f"{store.name if store else root}/{MANIFEST}"
         try:
-            document = json.loads(file.read_bytes())
+            document = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{file}: damaged, no JSON can be read ({error})") from None
         schema = document.get("schema") if isinstance(document, dict) else None
         if schema != SCHEMA:
             raise InputError(f"{file}: schema {schema!r}, but this version reads {SCHEMA}; build the folder again")
-        return cls._parse(root, document)
+        manifest = cls._parse(root, file, document)
+        return manifest if store is None else replace(manifest, store=store, content=content)
 
     @classmethod
-    def _parse(cls, root: Path, document: dict[str, Any]) -> Self:
+    def _parse(cls, root: Path, file: str, document: dict[str, Any]) -> Self:
         try:
             shards = tuple(Shard(**shard) for shard in document["shards"])
             files = {name: File(**document["table"][name]) for name in (SAMPLES, KEYS)}
@@ -144,9 +154,9 @@ class Manifest:
             if len({shard.name for shard in shards}) != len(shards):
                 raise InputError("two shards have one name")
         except InputError as error:
-            raise InputError(f"{root / MANIFEST}: {error}") from None
+            raise InputError(f"{file}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{root / MANIFEST}: damaged, {type(error).__name__}: {error}") from None
+            raise InputError(f"{file}: damaged, {type(error).__name__}: {error}") from None
         fingerprint = hashlib.sha256(canonical(document)).hexdigest()
         return cls(root.absolute(), split, classes, shards, noise, source, files, fingerprint)
 
@@ -155,6 +165,10 @@ class Manifest:
         found = []
         expected = {name: file.bytes for name, file in self.files.items()}
         expected |= {shard.name: shard.bytes for shard in self.shards}
+        if self.store is not None:
+            expected = {}  # what comes from there is compared on arrival
+            for name in self.files:
+                self.file_path(name)
         for name, length in expected.items():
             file = self.root / name
             actual = file.stat().st_size if file.is_file() else None
@@ -177,14 +191,11 @@ class Manifest:
     @cached_property
     def table(self) -> NDArray[Any]:
         """The sample table, SAMPLE_DTYPE [N], memory-mapped, read-only. Raises ValueError where it is damaged."""
-        table = np.load(self.root / SAMPLES, mmap_mode="r", allow_pickle=False)
-        if table.dtype != SAMPLE_DTYPE or table.ndim != 1:
-            raise ValueError(f"{table.dtype} {table.shape} is no sample table")
-        return table
+        return open_table(self.file_path(SAMPLES))
 
     @cached_property
     def _keys(self) -> NDArray[np.uint8]:
-        return np.memmap(self.root / KEYS, dtype=np.uint8, mode="r")
+        return np.memmap(self.file_path(KEYS), dtype=np.uint8, mode="r")
 
     @cached_property
     def num_samples(self) -> int:
@@ -211,9 +222,38 @@ class Manifest:
         """Number of samples in each shard, int64 [S]."""
         return np.array([shard.samples for shard in self.shards], dtype=np.int64)
 
+    @property
+    def place(self) -> str:
+        """Where the dataset lies, for messages: the folder, or the URL without its secrets."""
+        return str(self.root) if self.store is None else self.store.name
+
+    def file_path(self, name: str) -> Path:
+        """Return where a file of the table lies, fetched if need be."""
+        if self.store is None:
+            return self.root / name
+        return self.store.local(name, self.files[name].bytes, self.files[name].sha256)
+
     def shard_path(self, index: int) -> Path:
-        """Return where shard `index` lies."""
-        return self.root / self.shards[index].name
+        """Return where shard `index` lies, fetched if need be."""
+        shard = self.shards[index]
+        if self.store is None:
+            return self.root / shard.name
+        return self.store.local(shard.name, shard.bytes, shard.sha256)
+
+    def open_shard(self, index: int, release: Callable[[], bool] | None = None) -> int:
+        """Return a descriptor of shard `index`, fetched if need be; it may be closed at any time.
+
+        Args:
+            index: of the shard.
+            release: closes another shard of the caller's where a cache is short of room; whether it could.
+
+        Raises:
+            OwnError: the shard is missing, is not as long as the manifest says, or cannot be fetched.
+        """
+        shard = self.shards[index]
+        if self.store is not None:
+            return self.store.open(shard.name, shard.bytes, shard.sha256, release=release)
+        return open_plain(self.root / shard.name, shard.bytes)
 
     def key(self, sample: int) -> str:
         """Return the original relative path of a sample; raises IndexError outside 0 .. N - 1."""
@@ -233,6 +273,8 @@ class Manifest:
             start = end
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.store is not None:
+            return Manifest._decode, (self.root, self.content, self.store)
         return _reopen, (self.root, self.fingerprint)
 
 
@@ -241,23 +283,6 @@ def _reopen(root: Path, fingerprint: str) -> Manifest:
     if manifest.fingerprint != fingerprint:
         raise InputError(f"{root}: its manifest changed while it was in use")
     return manifest
-
-
-def check_shard_name(name: object) -> None:
-    """Raise InputError unless `name` is a plain file name ending in .tar, which cannot leave the folder."""
-    if not (isinstance(name, str) and _SHARD_NAME.fullmatch(name)):
-        raise InputError(f"shard name {name!r} is not a plain file name ending in .tar")
-
-
-def check_classes(classes: Sequence[object]) -> None:
-    """Raise InputError unless the class names are distinct, printable, and no paths out of a folder."""
-    for name in classes:
-        if not (isinstance(name, str) and name and name.isprintable()):
-            raise InputError(f"class name {name!r} is not a line of printable text")
-        if name.startswith("/") or {".", ".."} & set(re.split(r"[/\\]", name)):
-            raise InputError(f"class name {name!r} is a path out of the folder")
-    if not classes or len(set(classes)) != len(classes):
-        raise InputError("there are no classes, or two have one name")
 
 
 def canonical(document: Any) -> bytes:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shards.draws import Stream, permutation
 from shards.errors import InputError
-from shards.manifest import check_classes
+from shards.names import check_classes
 from shards.noise import Noise
 from shards.noise import apply as apply_noise
 from shards.progress import Progress

@@ -15,14 +15,13 @@ from shards.manifest import (
     BUILD_FOLDER,
     KEYS,
     MANIFEST,
-    SAMPLE_DTYPE,
     SAMPLES,
     SCHEMA,
     Manifest,
     Shard,
-    check_classes,
-    check_shard_name,
 )
+from shards.names import check_classes, check_shard_name
+from shards.table import SAMPLE_DTYPE
 
 
 def replace(path: Path, data: bytes, staging: Path) -> None:

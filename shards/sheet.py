@@ -51,7 +51,8 @@ def draw(manifest: Manifest, path: Path, *, images: int = 64, seed: int = 0) -> 
     size = _GAP + columns * _ACROSS, _TITLE + math.ceil(len(samples) / columns) * _DOWN
     sheet = Image.new("RGB", size, _PAPER)
     pen, font, large = ImageDraw.Draw(sheet), ImageFont.load_default(13), ImageFont.load_default(15)
-    title = f"{manifest.root.name}: {len(samples):,} of {manifest.num_samples:,} images, seed {seed}"
+    name = manifest.place.rstrip("/").rpartition("/")[2]
+    title = f"{name}: {len(samples):,} of {manifest.num_samples:,} images, seed {seed}"
     pen.text((_GAP, 6), _fitted(title, large, size[0] - 2 * _GAP), _INK, large)
     undecodable = 0
     for place, sample in enumerate(samples):

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.errors import InputError
 from shards.inspection import Labels
 from shards.manifest import KEYS, NO_PERMISSION, SAMPLES, Manifest
 from shards.progress import Progress
 from shards.tar import DamagedTar, index_tar, stem
+from shards.url import is_url, redact
 
 LINES_PER_SHARD = 5
 
@@ -39,6 +41,8 @@ def verify(path: str | Path, progress: Progress | None = None) -> Report:
     with the sample table. Raises InputError where there is no readable manifest to compare with.
     """
     progress = progress or Progress()
+    if is_url(str(path)):
+        raise InputError(f"{redact(str(path))}: verify reads local folders; what is fetched is verified on arrival")
     manifest = Manifest.read(path)
     listed = {shard.name for shard in manifest.shards}
     extra = sorted(file.name for file in manifest.root.glob("*.tar") if file.name not in listed)

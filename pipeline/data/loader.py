@@ -2,6 +2,7 @@
 
 import atexit
 import dataclasses
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -25,6 +26,8 @@ from pipeline.data.reader import ShardReader
 from shards.manifest import Manifest
 
 Labels = NDArray[np.int32]
+
+_IN_ORDER = 2  # shards at once, where samples are read as they lie: a batch may begin in one and end in the next
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,12 @@ class TrainBatches(Dataset[Batch]):
         augment: Augment,
         flip: bool,
         max_pixels: int,
+        lanes: int | None = None,
     ) -> None:
+        """`lanes` is how many of them one process will be asked for (by default all)."""
         self._labels, self._plan = labels, plan
         self._crop, self._augment, self._flip, self._max_pixels = crop, augment, flip, max_pixels
-        self._reader = ShardReader(manifest)
+        self._reader = ShardReader(manifest, (lanes or plan.lanes) * plan.shuffle_shards)
 
     def __getitem__(self, key: tuple[int, int, int]) -> Batch:
         epoch, step, lane = key
@@ -109,7 +114,7 @@ class EvalBatches(Dataset[Batch]):
     ) -> None:
         self._part = part or Part(np.arange(manifest.num_samples, dtype=np.int64), manifest.labels)
         self._crop, self._augment, self._max_pixels = crop, augment, max_pixels
-        self._reader = ShardReader(manifest)
+        self._reader = ShardReader(manifest, _IN_ORDER)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         ids = self._part.ids[slice(*key)]
@@ -126,6 +131,11 @@ def train_keys(plan: Plan, lanes: range, start_step: int, stop_step: int) -> Ite
     for step in range(start_step, stop_step):
         for lane in lanes:
             yield *divmod(step, plan.steps_per_epoch), lane
+
+
+def lanes_of_a_worker(lanes: int, workers: int) -> int:
+    """Lanes of a rank's `lanes` that each data worker reads: worker k mod `workers` prepares micro-batch k."""
+    return lanes // math.gcd(lanes, max(1, workers))
 
 
 def eval_keys(num_samples: int, batch: int, rank: int, world: int) -> Iterator[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,14 @@ Ids = NDArray[np.int64]
 _SHARD_ORDER = 0  # last word of the random key; blocks count from 1
 _BALANCE = 1  # follows it
 _STREAM = 0  # keeps these random numbers apart from those of the augmentation
+
+
+class Need(NamedTuple):
+    """A shard, and the steps of the epoch, first and last, of the block in which a lane reads it."""
+
+    shard: int
+    first: int
+    last: int
 
 
 class Plan:
@@ -117,6 +125,26 @@ class Plan:
     def batch(self, epoch: int, step: int) -> Ids:
         """Ids [L * m] of one step, lane after lane."""
         return np.concatenate([self.lane_batch(epoch, step, lane) for lane in range(self.lanes)])
+
+    def needs(self, epoch: int, lane: int) -> list[Need]:
+        """The shards that a lane reads in an epoch, in the order of need; those of one block are needed together.
+
+        No other shard is read. Of the last block, which the end of the epoch may cut short, one may turn out unread.
+        """
+        starts, stops, block_ends, taken = self._cut_lane(epoch, lane)
+        read, found, begin = self.steps_per_epoch * self.micro_batch, [], 0
+        for block, end in enumerate(block_ends.tolist()):
+            if begin >= read:
+                break
+            runs = slice(block * self.shuffle_shards, (block + 1) * self.shuffle_shards)
+            for start, stop in zip(starts[runs].tolist(), stops[runs].tolist(), strict=True):
+                lane_start = self._lane_start(lane)
+                if taken is None or taken[start - lane_start : stop - lane_start].any():
+                    sample = start if self._active is None else self._active[start]
+                    shard = int(np.searchsorted(self._shard_ends, sample, side="right"))
+                    found.append(Need(shard, begin // self.micro_batch, (min(end, read) - 1) // self.micro_batch))
+            begin = end
+        return found
 
     def lanes_of(self, rank: int, world: int) -> range:
         """Lanes that a rank owns.

@@ -5,7 +5,6 @@ import resource
 from collections import OrderedDict
 from typing import Any
 
-from shards.errors import OwnError
 from shards.manifest import Manifest
 
 # A rank reads from (its lanes x data.shuffle_shards) shards at once. Half of what the system allows a process.
@@ -15,18 +14,23 @@ _OPEN_SHARDS = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 class ShardReader:
     """Reads image bytes by (shard, offset, size); keeps the last shards open. In another process it opens its own."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, at_once: int = _OPEN_SHARDS) -> None:
+        """Read `manifest`; `at_once` is how many shards the samples asked for in any short time lie in.
+
+        Of a cache, no more are kept open: it cannot remove a shard that is.
+        """
         self._manifest = manifest
+        self._most = _OPEN_SHARDS if manifest.store is None else max(1, min(at_once, _OPEN_SHARDS))
         self._descriptors: OrderedDict[int, int] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_manifest": self._manifest, "_descriptors": OrderedDict()}
+        return self.__dict__ | {"_descriptors": OrderedDict()}
 
     def image_bytes(self, sample_id: int) -> bytes:
         """Bytes of one image, as they were sharded.
 
         Raises:
-            OwnError: the shard is missing, or not as long as the manifest says.
+            OwnError: the shard is missing, not as long as the manifest says, or cannot be fetched.
         """
         row = self._manifest.table[sample_id]
         size = int(row["size"])
@@ -38,21 +42,19 @@ class ShardReader:
         if shard in self._descriptors:
             self._descriptors.move_to_end(shard)
             return self._descriptors[shard]
-        path = self._manifest.shard_path(shard)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise OwnError(f"cannot open the shard {path}: {error.strerror}") from None
-        expected, found = self._manifest.shards[shard].bytes, os.fstat(descriptor).st_size
-        if found != expected:
-            os.close(descriptor)
-            raise OwnError(f"{path} has {found} bytes, its manifest says {expected}: copy it again, or shard again")
-        self._descriptors[shard] = descriptor
-        if len(self._descriptors) > _OPEN_SHARDS:
+        if len(self._descriptors) >= self._most:
+            self._close_oldest()
+        self._descriptors[shard] = self._manifest.open_shard(shard, self._close_oldest)
+        return self._descriptors[shard]
+
+    def _close_oldest(self) -> bool:
+        """Close the shard that was read longest ago; whether there was one."""
+        if self._descriptors:
             os.close(self._descriptors.popitem(last=False)[1])
-        return descriptor
+            return True
+        return False
 
     def close(self) -> None:
         """Close every shard."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        while self._close_oldest():
+            pass

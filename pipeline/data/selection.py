@@ -69,7 +69,7 @@ def select(manifest: Manifest, subset: float | str | None = None, relabel: str |
         labels[ids[given >= 0]] = given[given >= 0]
         used[ids[given < 0]] = False
     if not used.any():
-        raise InputError(f"data.subset and data.relabel leave nothing of {manifest.root}: widen one of them")
+        raise InputError(f"data.subset and data.relabel leave nothing of {manifest.place}: widen one of them")
     active = None if used.all() else np.flatnonzero(used)
     if active is None and np.array_equal(labels, manifest.labels):
         return Selection(manifest.labels, None, None)
@@ -140,7 +140,7 @@ def _ids(manifest: Manifest, words: list[str], by: str, where: str) -> NDArray[n
         wrong = [word for word in words if word not in known]
         found = [] if wrong else [known[word] for word in words]
     if wrong:
-        raise InputError(f"{where}: {len(wrong):,} of its {by}s are not in {manifest.root} ({first(wrong)})")
+        raise InputError(f"{where}: {len(wrong):,} of its {by}s are not in {manifest.place} ({first(wrong)})")
     if len(set(found)) < len(found):
         twice = [str(word) for word, count in Counter(found if by == "id" else words).items() if count > 1]
         raise InputError(f"{where}: named twice: {first(twice)}; name each {by} once")

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from pipeline.config import Config
 from pipeline.record.view import View
 from shards.errors import InputError
+from shards.url import public
 
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
@@ -61,7 +62,7 @@ class Tracker:
         )
         self._total_steps, self._start_step, self._began = total_steps, start_step, time.monotonic()
         self._name = config.run.name
-        about = config.model_dump(mode="json") | {"identity": identity or {}}
+        about = public(config.model_dump(mode="json")) | {"identity": identity or {}}
         self._wandb = View(self._folder, config.track, self._name, about, resumed=start_step > 0)
 
     def progress(self, step: int) -> None:

@@ -203,12 +203,12 @@ def _finished(run: Config) -> bool:
     summary = run.folder / SUMMARY
     if not summary.exists():
         return False
-    manifest = Manifest.load(run.data.train)
+    manifest = Manifest.load(run.data.train, run.data.fetched)
     asked = identity(run, manifest, select(manifest, run.data.subset, run.data.relabel))
     then = _summary(run.folder)
     refuse_difference(then["identity"], asked, str(run.folder))
     pretrained = configfile.load(run.folder / "config.toml").model.pretrained
-    sets = {name: Manifest.load(chosen.data).fingerprint for name, chosen in run.eval.sets.items()}
+    sets = {name: Manifest.load(chosen.data, run.data.fetched).fingerprint for name, chosen in run.eval.sets.items()}
     for key, was, now in (
         ("model.pretrained", pretrained, run.model.pretrained),
         ("evaluation sets", then.get("set_fingerprints"), sets),

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.record.track import SUMMARY, read_metrics
 from shards.errors import InputError
+from shards.url import public
 
 HEADS = ("main", "averaged")
 
@@ -126,7 +127,7 @@ def read(folder: Path, *, target: float | None = None, select_by: str | None = N
         evaluations=evaluations,
         losses=_thinned(losses),
         norms=_norms(records),
-        config={key: str(value) for key, value in _flat("", tables).items() if key not in _OWN},
+        config={key: str(value) for key, value in _flat("", public(tables)).items() if key not in _OWN},
     )
 
 

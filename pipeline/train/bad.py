@@ -59,7 +59,7 @@ class BadImages:
         first = "; ".join(f"{self._manifest.key(i)} ({reason})" for i, reason in sorted(self._agreed.items())[:5])
         more = "; ..." if len(self._agreed) > 5 else ""
         return (
-            f"{len(self._agreed)} of {self._of} images in {self._manifest.root} do not decode, over"
+            f"{len(self._agreed)} of {self._of} images in {self._manifest.place} do not decode, over"
             f" data.max_bad_fraction = {self._max_fraction}: {first}{more}. Mend them and shard again, or raise"
             " data.max_bad_fraction"
         )

@@ -56,7 +56,7 @@ def _class_errors(path: str, manifest: Manifest) -> list[float]:
     except (OSError, ValueError) as error:
         raise InputError(f"{where} cannot be read: {error}") from None
     if not isinstance(errors, dict) or set(errors) != set(manifest.classes):
-        raise InputError(f"{where} must hold one error for each class of {manifest.root}")
+        raise InputError(f"{where} must hold one error for each class of {manifest.place}")
     for name, share in errors.items():
         if share is not None and (not isinstance(share, int | float) or not 0 <= share <= 1):
             raise InputError(f"{where}: the error of {name} is {share}, must be from 0 to 1")

@@ -33,6 +33,11 @@ def _launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def neighbours() -> int:
+    """Processes of the run on this node, as torchrun or deepspeed announced them; 1 without a launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+
+
 def start(timeout_s: float) -> World:
     """Join the run's process group: of torchrun, of the deepspeed launcher, or of this one process alone.
 
@@ -73,9 +78,8 @@ def stop() -> None:
 
 def _share_cores() -> None:
     """The deepspeed launcher lets every process take all cores, which on a CPU makes them fight."""
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
-    if neighbours > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours))
+    if neighbours() > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours()))
 
 
 def _start_deepspeed(timeout_s: float) -> None:

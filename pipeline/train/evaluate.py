@@ -12,38 +12,40 @@ from pipeline.method.alasca import averaged_prediction
 from pipeline.train import dist
 from pipeline.train.bad import BadImages
 from pipeline.train.dist import World
+from shards.cache import Cache
 from shards.errors import InputError
 from shards.manifest import Manifest
 from shards.progress import Progress
+from shards.url import redact
 
 Forward = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
-def open_dataset(path: str, what: str) -> Manifest:
-    """The dataset that `what` names.
+def open_dataset(path: str, what: str, cache: Cache) -> Manifest:
+    """The dataset that `what` names: a folder or a URL.
 
     Raises:
         InputError: no such dataset, or a damaged one.
     """
     try:
-        return Manifest.load(path)
+        return Manifest.load(path, cache)
     except InputError as error:
-        raise InputError(f"{what} = '{path}': {error}") from None
+        raise InputError(f"{what} = '{redact(path)}': {error}") from None
 
 
-def open_set(path: str, classes: tuple[str, ...], what: str) -> Manifest:
+def open_set(path: str, classes: tuple[str, ...], what: str, cache: Cache) -> Manifest:
     """An evaluation set that fits a model.
 
     Raises:
         InputError: no such dataset, missing shards, or classes that are not those the model learns.
     """
-    manifest = open_dataset(path, what)
+    manifest = open_dataset(path, what, cache)
     if manifest.classes != classes:
         ours, theirs = set(classes), set(manifest.classes)
         differing = ", ".join(sorted(ours ^ theirs)[:5]) or "the same names in another order"
         raise InputError(
-            f"{what} = '{path}' has {len(theirs)} classes that differ from the {len(ours)} of training ({differing}):"
-            " shard both from the same class list"
+            f"{what} = '{redact(path)}' has {len(theirs)} classes that differ from the {len(ours)} of training"
+            f" ({differing}): shard both from the same class list"
         )
     return manifest
 

@@ -11,7 +11,10 @@ from shards.manifest import Manifest
 
 # What may change between attempts: where things lie, how fast they are read, what is logged and when.
 _FREE = {
-    "data": {"train", "subset", "relabel", "workers", "max_bad_fraction", "max_pixels"},
+    "data": {
+        *("train", "subset", "relabel", "workers", "max_bad_fraction", "max_pixels"),
+        *("cache", "cache_gb", "fetch_timeout"),
+    },
     "model": {"pretrained"},
     "engine": {"bank_device", "channels_last"},
 }

@@ -36,9 +36,12 @@ class Inputs:
                 does not fit; lanes that the processes cannot share; an unknown network or weights that do not fit; a
                 reference run or class errors that are not there.
         """
-        manifest = open_dataset(config.data.train, "data.train")
-        sets = {name: open_set(s.data, manifest.classes, f"eval.{name}.data") for name, s in config.eval.sets.items()}
-        data = config.data
+        data, cache = config.data, config.data.fetched
+        manifest = open_dataset(data.train, "data.train", cache)
+        sets = {
+            name: open_set(chosen.data, manifest.classes, f"eval.{name}.data", cache)
+            for name, chosen in config.eval.sets.items()
+        }
         selection = select(manifest, data.subset, data.relabel)
         plan = Plan(
             manifest,

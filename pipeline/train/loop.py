@@ -1,5 +1,6 @@
 """Training, from the first batch to the summary. Read `Training.run` first."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import torch
 
 from pipeline.config import Config
-from pipeline.data.loader import Feed, TrainBatches, train_keys
+from pipeline.data.ahead import Ahead
+from pipeline.data.loader import Feed, TrainBatches, lanes_of_a_worker, train_keys
 from pipeline.record.metrics import Window
 from pipeline.record.reference import Reference
 from pipeline.record.summary import summarise, train_seconds
@@ -39,6 +41,7 @@ def train(config: Config) -> None:
     try:
         training.run()
     finally:
+        training.ahead.close()
         training.feed.close()
     dist.stop()
 
@@ -60,6 +63,10 @@ class Training:
             index = read_index(checkpoint)
             refuse_difference(index["identity"], self.identity, str(checkpoint))
             self.start = index["step"]
+        last = self.schedule.total_steps
+        self.ahead = Ahead(self.manifest, self.plan, self.lanes, self.start, last, dist.neighbours())
+        if world.local_rank == 0 and (warning := self.ahead.warning()):
+            print(f"alasca: {warning}", file=sys.stderr, flush=True)
         self.feed = self._feed()
         self.engine = Engine(
             inputs.module, config.optim, config.engine, world, config.data.micro_batch, len(self.lanes)
@@ -104,6 +111,7 @@ class Training:
             ends_epoch, saves = done % per_epoch == 0, done % save_every == 0 or done == last
             evaluates = done == last or (ends_epoch and done // per_epoch % config.eval.every == 0)
             self.tracker.progress(done)
+            self.ahead.reached(done)
             if looks:
                 self.tracker.log("norms", done, {**self._place(done), **self.norms.record(step // per_epoch)})
             # A window never spans a checkpoint, so that a resumed run writes the same lines.
@@ -205,6 +213,7 @@ class Training:
             augment=data.augment,
             flip=data.flip,
             max_pixels=data.max_pixels,
+            lanes=lanes_of_a_worker(len(self.lanes), data.workers),
         )
         keys = train_keys(self.plan, self.lanes, self.start, self.schedule.total_steps)
         return Feed(dataset, keys, data.workers, pin=self.world.device.type == "cuda")

@@ -59,10 +59,12 @@ def probe_run(folder: Path, train: str, test: str, *, limit: int = LIMIT, trust:
     if dist.world_size() > 1:
         raise InputError("alasca probe is one process: start it without a launcher")
     run = StoredRun(folder)
-    learnt, asked = open_set(train, run.classes, "--train"), open_set(test, run.classes, "--test")
+    cache = run.config.data.fetched
+    learnt = open_set(train, run.classes, "--train", cache)
+    asked = open_set(test, run.classes, "--test", cache)
     if learnt.fingerprint == asked.fingerprint:
         raise InputError(
-            f"--train and --test are one dataset, '{train}': an accuracy on it would be of what was learnt"
+            f"--train and --test are one dataset, '{learnt.place}': an accuracy on it would be of what was learnt"
         )
     labels = {"train": clean_labels(learnt, trust=trust), "test": clean_labels(asked, trust=True)}
     module = run.module(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -72,11 +74,11 @@ def probe_run(folder: Path, train: str, test: str, *, limit: int = LIMIT, trust:
     for name, manifest in (("train", learnt), ("test", asked)):
         found[name], ids, bad = features(module, run, manifest, limit)
         targets[name] = labels[name][ids]
-        about[name] = {"data": str(manifest.root), "images": len(ids), "bad": bad, "of": manifest.num_samples}
+        about[name] = {"data": manifest.place, "images": len(ids), "bad": bad, "of": manifest.num_samples}
         classes, needed = len(np.unique(targets[name])), 2 if name == "train" else 1
         if classes < needed:
             raise InputError(
-                f"--{name} '{manifest.root}': {len(ids)} images of {classes} classes are too few for a linear"
+                f"--{name} '{manifest.place}': {len(ids)} images of {classes} classes are too few for a linear"
                 " classifier; raise --limit or give another dataset"
             )
     about["stages"] = []
@@ -97,7 +99,7 @@ def clean_labels(manifest: Manifest, *, trust: bool) -> NDArray[np.int64]:
     unknown = clean < 0
     if unknown.any() and not trust:
         raise InputError(
-            f"--train '{manifest.root}': {int(unknown.sum()):,} of {manifest.num_samples:,} clean labels are unknown:"
+            f"--train '{manifest.place}': {int(unknown.sum()):,} of {manifest.num_samples:,} clean labels are unknown:"
             " give another dataset, or --labels-are-clean if its labels were checked"
         )
     return np.where(unknown, manifest.labels, clean)

@@ -53,7 +53,7 @@ class StoredRun:
             InputError: dataset, subset or overlay are no longer those it was trained with, or nothing was left out.
         """
         data = self.config.data
-        manifest = open_dataset(data.train, "data.train")
+        manifest = open_dataset(data.train, "data.train", data.fetched)
         mine = select(manifest, data.subset, data.relabel)
         now = identity(self.config, manifest, mine)
         changed = [name for name in now if name.startswith("data.") and self._identity.get(name) != now[name]]
@@ -66,8 +66,8 @@ class StoredRun:
         ids = np.setdiff1d(whole.ids, mine.ids, assume_unique=True)
         if not len(ids):
             raise InputError(
-                f"{self.config.run.name} was trained on all of {data.train}, so nothing of it is held out: train with"
-                " --data.subset 1/2, or give --data"
+                f"{self.config.run.name} was trained on all of {manifest.place}, so nothing of it is held out: train"
+                " with --data.subset 1/2, or give --data"
             )
         return manifest, Part(ids, whole.labels)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.errors import InputError
-from shards.manifest import check_classes
+from shards.names import check_classes
 from shards.readers import lists
 from shards.readers.record import Record, first
 

@@ -126,6 +126,48 @@ def test_the_order_needs_no_history(plan: Plan, epoch: int) -> None:
     assert (fresh.batch(epoch, last) == in_order[last]).all()
 
 
+@given(plans(), st.integers(0, 50), st.booleans())
+@settings(deadline=None, max_examples=150)
+def test_needs_are_what_the_batches_of_a_block_read(plan: Plan, epoch: int, balanced: bool) -> None:
+    labels = np.arange(plan._shard_ends[-1]) * 7919 % 3
+    used = labels if plan._active is None else labels[plan._active]
+    if balanced and plan.num_active // 3 >= plan.global_batch and len(np.unique(used)) == 3:
+        plan = Plan(
+            np.diff(plan._shard_ends, prepend=0),
+            lanes=plan.lanes,
+            micro_batch=plan.micro_batch,
+            seed=plan.seed,
+            active=plan._active,
+            balance=labels,
+            epoch_samples=plan.num_active // 3,
+            shuffle_shards=plan.shuffle_shards,
+        )
+    for lane in range(plan.lanes):
+        read: dict[int, set[int]] = {}  # shard -> steps
+        for step in range(plan.steps_per_epoch):
+            for sample in plan.lane_batch(epoch, step, lane):
+                shard = next(i for i, end in enumerate(plan._shard_ends) if sample < end)
+                read.setdefault(shard, set()).add(step)
+        needs = plan.needs(epoch, lane)
+        assert len({need.shard for need in needs}) == len(needs)
+        assert [need.first for need in needs] == sorted(need.first for need in needs)
+        blocks: dict[tuple[int, int], set[int]] = {}
+        for need in needs:
+            blocks.setdefault((need.first, need.last), set()).add(need.shard)
+        listed = {need.shard: need for need in needs}
+        assert read.keys() <= listed.keys()
+        assert all(
+            listed[shard].first <= min(steps) and max(steps) <= listed[shard].last for shard, steps in read.items()
+        )
+        ends = sorted(blocks)
+        for (first, last), shards in blocks.items():
+            steps = set().union(*(read.get(shard, set()) for shard in shards))
+            # A block is named with exactly its own first and last step, and all of its shards are read, but for a last
+            # block that is cut short; two short blocks may lie in one step.
+            assert (min(steps), max(steps)) == (first, last)
+            assert (first, last) == ends[-1] or shards <= read.keys()
+
+
 def test_lanes_are_equal_to_within_one_id() -> None:
     plan = Plan([10] * 101, lanes=8, micro_batch=3, seed=0)
     lengths = [stop - start for start, stop in (plan.home(rank, 8) for rank in range(8))]

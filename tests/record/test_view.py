@@ -47,6 +47,8 @@ def test_offline_holds_what_the_run_is_and_attempts_become_one_curve(
         noted = {item.key: json.loads(item.value_json) for item in run.config.update}
         assert noted["identity"] == IDENTITY
         tables = config.model_dump(mode="json")
+        tables["data"]["train"] = "http://127.0.0.1:9/train"
+        assert "s3cr3t" not in str(found)
         assert {name: noted[name] for name in tables} == tables
         metrics = [r.metric for r in found if r.WhichOneof("record_type") == "metric"]
         assert any(m.glob_name == "*" and m.step_metric == "step" for m in metrics)

@@ -23,7 +23,8 @@ SUMMARY = {"steps": 10, "sets": {"val": {"main/top1": 0.5}}}
 
 def configured(folder: Path, wandb: str = "offline") -> Config:
     track = {"wandb": wandb, "group": "noise"}
-    tables = {"run": {"dir": str(folder)}, "data": {"train": "x"}, "optim": {"epochs": 1}, "track": track}
+    data = {"train": "http://me:s3cr3t@127.0.0.1:9/train?sig=s3cr3t"}
+    tables = {"run": {"dir": str(folder)}, "data": data, "optim": {"epochs": 1}, "track": track}
     return configfile.parse(tables, name="viewed", where="test")
 
 

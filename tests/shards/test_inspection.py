@@ -9,8 +9,9 @@ import pytest
 from shards import commands, inspection
 from shards.errors import InputError
 from shards.inspection import Labels
-from shards.manifest import SAMPLE_DTYPE, Manifest, Shard
+from shards.manifest import Manifest, Shard
 from shards.publication import publish
+from shards.table import SAMPLE_DTYPE
 
 
 def inspect(*arguments: object) -> int:

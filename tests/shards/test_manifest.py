@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from shards.errors import InputError
-from shards.manifest import SAMPLE_DTYPE, Manifest, Shard
+from shards.manifest import Manifest, Shard
 from shards.publication import publish
+from shards.table import SAMPLE_DTYPE
 
 
 def edit(folder: Path, **changes: Any) -> None:

@@ -1,0 +1,149 @@
+"""Fetches the shards that a rank will read next, while it trains."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pipeline.data.plan import Plan
+from shards.cache import mark
+from shards.errors import OwnError
+from shards.manifest import Manifest
+
+_THREADS = 4  # one connection seldom fills a line
+_LOOK = 0.1  # seconds between looks at how far training has come
+_PAUSE = 5.0  # seconds before another try at what failed
+_NEVER = 10 * 365 * 24 * 3600.0
+
+
+class _Visit(NamedTuple):
+    """A shard, and the first and last step of the run in which one lane of the rank reads it."""
+
+    first: int
+    last: int
+    shard: int
+
+
+class Ahead:
+    """Walks the plan from a step on, as far ahead of `reached` as the cache has room, in threads of its own.
+
+    It can neither fail nor delay a run: what does not arrive is left to the data worker that needs it, which fetches it
+    itself, with all its retries. It also tells the cache when each shard will be needed again. For a local folder it
+    does nothing.
+
+    Args:
+        manifest: the dataset.
+        plan: its order.
+        lanes: of this rank.
+        start: step to begin with.
+        stop: step before which the run ends.
+        share: processes that share the cache.
+    """
+
+    def __init__(self, manifest: Manifest, plan: Plan, lanes: range, start: int, stop: int, share: int) -> None:
+        self._manifest, self._plan, self._lanes, self._stop = manifest, plan, lanes, stop
+        self._step, self._first_step, self._began = start, start, time.monotonic()
+        self._turn, self._closed = threading.Lock(), threading.Event()
+        self._window: list[_Visit] = []  # fetched, or being fetched, and not read yet
+        self._next_epoch: tuple[int, dict[int, int]] = (-1, {})
+        self._bytes = [shard.bytes for shard in manifest.shards]
+        self._room, self._share = 0, share
+        if manifest.store is None:
+            return
+        self._room = (manifest.store.cache.bytes - sum(file.bytes for file in manifest.files.values())) // share
+        self._visits = (visit for visit in self._in_order(start // plan.steps_per_epoch) if visit.last >= start)
+        if self._room >= max(self._bytes):
+            for _ in range(_THREADS):
+                threading.Thread(target=self._work, daemon=True).start()
+
+    def warning(self) -> str | None:
+        """One line where the cache is smaller than what the ranks of this node read at once, else None."""
+        store, plan = self._manifest.store, self._plan
+        if store is None:
+            return None
+        at_once = 0
+        for lane in self._lanes:
+            blocks: dict[int, int] = {}
+            for need in plan.needs(0, lane):
+                blocks[need.first] = blocks.get(need.first, 0) + self._bytes[need.shard]
+            at_once += max(blocks.values())
+        if at_once <= self._room:
+            return None
+        return (
+            f"data.cache_gb = {store.cache.bytes / 1e9:.3g} is too little for the {at_once * self._share / 1e9:.3g} GB"
+            " of shards that this node reads at once: they will be fetched again and again; raise it, or lower"
+            " data.shuffle_shards"
+        )
+
+    def reached(self, step: int) -> None:
+        """Say that all steps before this one are done; waits for nothing."""
+        self._step = step
+
+    def close(self) -> None:
+        """Begin nothing more; what is on its way is left to end alone."""
+        self._closed.set()
+
+    def _in_order(self, epoch: int) -> Iterator[_Visit]:
+        while epoch * self._plan.steps_per_epoch < self._stop:
+            yield from self._epoch(epoch)
+            epoch += 1
+
+    def _epoch(self, epoch: int) -> list[_Visit]:
+        """What this rank reads in an epoch, in the order of need."""
+        base = epoch * self._plan.steps_per_epoch
+        needs = (need for lane in self._lanes for need in self._plan.needs(epoch, lane))
+        visits = [_Visit(base + need.first, base + need.last, need.shard) for need in needs]
+        return sorted((visit for visit in visits if visit.first < self._stop), key=lambda visit: visit.first)
+
+    def _work(self) -> None:
+        while (visit := self._next()) is not None:
+            if not self._fetch(visit):
+                self._closed.wait(_PAUSE)
+                if not self._closed.is_set() and self._step <= visit.last:
+                    self._fetch(visit)
+
+    def _next(self) -> _Visit | None:
+        """The next visit, as soon as there is room for its shard; None at the end. One thread waits, others for it."""
+        with self._turn:
+            visit = next(self._visits, None)
+            while visit is not None and not self._closed.is_set():
+                self._forget_what_is_read()
+                if sum(self._bytes[v.shard] for v in self._window) + self._bytes[visit.shard] <= self._room:
+                    self._window.append(visit)
+                    return visit
+                self._closed.wait(_LOOK)
+            return None
+
+    def _fetch(self, visit: _Visit) -> bool:
+        shard, store = self._manifest.shards[visit.shard], self._manifest.store
+        assert store is not None
+        try:
+            os.close(store.open(shard.name, shard.bytes, shard.sha256, ahead=True))
+        except (OwnError, OSError):
+            return False  # the worker that needs it will say why
+        mark(store.path(shard.name, shard.sha256), time.time() + self._seconds(visit.first))
+        return True
+
+    def _forget_what_is_read(self) -> None:
+        read = [visit for visit in self._window if visit.last < self._step]
+        self._window = [visit for visit in self._window if visit.last >= self._step]
+        store = self._manifest.store
+        for visit in read:
+            assert store is not None
+            shard, step = self._manifest.shards[visit.shard], self._again(visit)
+            wait = _NEVER if step is None else self._seconds(step)
+            mark(store.path(shard.name, shard.sha256), time.time() + wait)
+
+    def _again(self, visit: _Visit) -> int | None:
+        """Step at which a shard is read in the epoch after a visit; None where the run ends before."""
+        epoch = visit.first // self._plan.steps_per_epoch + 1
+        if self._next_epoch[0] != epoch:
+            self._next_epoch = epoch, {later.shard: later.first for later in reversed(self._epoch(epoch))}
+        return self._next_epoch[1].get(visit.shard)
+
+    def _seconds(self, step: int) -> float:
+        """Seconds until a step, at the pace so far."""
+        done = self._step - self._first_step
+        pace = (time.monotonic() - self._began) / done if done else 0.0
+        return max(0, step - self._step) * pace

@@ -1,0 +1,180 @@
+"""A bounded folder of fetched files, shared by all processes of a node without a word between them.
+
+A file's modification time is when it will be needed next, as far as anybody knows, else when it was last used. Whoever
+needs room removes first what is furthest from now, in either direction. A reader's shared lock on its descriptor keeps
+a file; a writer's exclusive lock on NAME.part makes it the only one. Locks end with their process, whatever ends it.
+"""
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.errors import OwnError
+
+PART = ".part"
+
+_KEPT = 7 * 24 * 3600.0  # seconds that the small files beside the shards stay after their last use
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where fetched files are kept, how much of them, and how long a fetch may take.
+
+    folder: None stands for `$XDG_CACHE_HOME/alasca` (else `~/.cache/alasca`) for URLs, and for none for local folders.
+    bytes: bound on all files together; each process may go over it by the one shard it cannot do without.
+    seconds: for one file, with all its retries.
+    """
+
+    folder: Path | None = None
+    bytes: int = 50 * 10**9
+    seconds: float = 300.0
+
+    @property
+    def root(self) -> Path:
+        """The folder itself, absolute."""
+        default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "alasca"
+        return (self.folder or default).expanduser().absolute()
+
+    def sweep(self) -> None:
+        """Remove what processes that are gone left unfinished."""
+        for path in self.root.glob(f"*/*{PART}"):
+            _remove_unlocked(path)
+
+    def make_room(self, needed: int, release: Callable[[], bool] | None = None) -> bool:
+        """Remove files that nobody reads until `needed` more bytes fit, and return whether they do.
+
+        Where that is not enough, `release` is asked to close a file of the caller's, until it returns False.
+        """
+        while not self._remove_for(needed):
+            if release is None or not release():
+                return False
+        return True
+
+    def _remove_for(self, needed: int) -> bool:
+        now = time.time()
+        files = list(self._files())
+        lacking = sum(stat.st_size for _, stat in files) + needed - self.bytes
+        for path, stat in sorted(files, key=lambda file: -abs(now - file[1].st_mtime)):
+            if lacking <= 0:
+                break
+            small = not path.name.endswith((".tar", PART))
+            if path.name.endswith(PART) or (small and now - stat.st_mtime < _KEPT):
+                continue
+            if _remove_unlocked(path):
+                lacking -= stat.st_size
+        return lacking <= 0
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        for path in self.root.glob("*/*"):
+            with suppress(FileNotFoundError):  # another process makes room too
+                yield path, path.stat()
+
+
+def hold(path: Path, length: int) -> int | None:
+    """Return a descriptor of a complete file, kept from removal until it is closed; None where there is none.
+
+    A file of another length is damaged, and removed.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    lock(descriptor, fcntl.LOCK_SH, path)
+    stat = os.fstat(descriptor)
+    if stat.st_nlink and stat.st_size == length:
+        with suppress(OSError):  # of another user
+            os.utime(descriptor)
+        return descriptor
+    os.close(descriptor)
+    if stat.st_nlink:
+        path.unlink(missing_ok=True)
+    return None
+
+
+def claim(path: Path) -> int | None:
+    """Return a descriptor of `path`.part that makes the caller its only writer; None while there is another.
+
+    Raises:
+        OwnError: the folder cannot be written, or its file system has no locks.
+    """
+    part = part_of(path)
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise OwnError(f"the cache {part.parent} cannot be written: {error.strerror}; set data.cache") from None
+    try:
+        lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), part.stat()):  # else its writer has just finished it
+                return descriptor
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def finish(part: int, path: Path, final: Path) -> None:
+    """Give a claimed file, whole and on the disk, the name it is looked for under; it stays locked, now for readers."""
+    os.replace(part_of(path), final)
+    fcntl.flock(part, fcntl.LOCK_SH)
+
+
+def abandon(part: int, path: Path) -> None:
+    """Let go of a claimed file, and remove it unless it was finished: by then the name may be another writer's."""
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(part), part_of(path).stat()):
+            part_of(path).unlink()
+    os.close(part)
+
+
+def part_of(path: Path) -> Path:
+    """Where a file is written until it is whole."""
+    return path.with_name(path.name + PART)
+
+
+def mark(path: Path, moment: float) -> None:
+    """Note when a file will be needed next, in Unix seconds."""
+    with suppress(OSError):  # removed, or of another user
+        os.utime(path, (moment, moment))
+
+
+def lock(descriptor: int, how: int, path: Path) -> None:
+    """Lock a file for as long as its descriptor is open; raises OwnError where the file system cannot."""
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        raise OwnError(
+            f"the cache {path.parent} is on a file system without locks ({error.strerror}): set data.cache to a local"
+            " disk"
+        ) from None
+
+
+def _remove_unlocked(path: Path) -> bool:
+    """Remove a file unless a process holds it; whether it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False  # of another user
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,172 @@
+"""Shards are fetched before they are needed, no further than there is room, and training never notices a failure."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import server as web
+import torch
+from server import Server, serving
+
+from pipeline.data import ahead
+from pipeline.data.ahead import Ahead
+from pipeline.data.loader import Feed, TrainBatches, lanes_of_a_worker, train_keys
+from pipeline.data.plan import Plan
+from shards.build import build
+from shards.cache import Cache
+from shards.manifest import Manifest
+from shards.readers import find
+
+VIEW = {"crop": 16, "augment": "resized_crop", "flip": True, "max_pixels": 10**6}
+
+
+@pytest.fixture(scope="module")
+def small(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """120 images in 24 shards."""
+    out = tmp_path_factory.mktemp("small") / "train"
+    return build(find("imagefolder")(raw, None), out, samples_per_shard=5, workers=1)
+
+
+@pytest.fixture
+def served(small: Manifest) -> Iterator[Server]:
+    with serving(small.root) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "_LOOK", 0.01)
+    monkeypatch.setattr(ahead, "_PAUSE", 0.05)
+
+
+def order(manifest: Manifest) -> Plan:
+    """Two lanes of 12 shards each, in blocks of 2; 20 steps an epoch, so that a block lasts 3 or 4 steps."""
+    return Plan(manifest, lanes=2, micro_batch=3, seed=1, shuffle_shards=2)
+
+
+def remote(served: Server, small: Manifest, folder: Path, shards: float) -> Manifest:
+    """Through a cache with room for so many shards, which are of nearly equal size."""
+    largest = max(shard.bytes for shard in small.shards)
+    table = sum(file.bytes for file in small.files.values())
+    return Manifest.load(served.url, Cache(folder, bytes=table + int(shards * largest), seconds=5))
+
+
+def soon(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def fetched(served: Server) -> set[str]:
+    return {name for name in served.asked if name.endswith(".tar")}
+
+
+def test_all_of_a_rank_and_nothing_else_is_fetched_in_the_order_of_need(
+    served: Server, small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "_THREADS", 1)
+    manifest, plan = remote(served, small, tmp_path, 40), order(small)
+    Ahead(manifest, plan, range(1, 2), 0, plan.steps_per_epoch, 1)
+    wanted = [small.shards[need.shard].name for need in plan.needs(0, 1)]
+    soon(lambda: len(fetched(served)) == len(wanted))
+    assert [name for name in served.asked if name.endswith(".tar")] == wanted
+    assert len(wanted) == 12
+
+
+def test_it_stays_within_its_share_and_follows_training(served: Server, small: Manifest, tmp_path: Path) -> None:
+    manifest, plan = remote(served, small, tmp_path, 13), order(small)
+    walk = Ahead(manifest, plan, range(2), 0, 3 * plan.steps_per_epoch, 2)  # half of 13: 6 shards
+    soon(lambda: len(fetched(served)) == 6)
+    time.sleep(0.2)
+    visits = sorted((need.first, lane, need.shard) for lane in range(2) for need in plan.needs(0, lane))
+    assert len(fetched(served)) == 6
+    first_blocks = {small.shards[shard].name for first, _, shard in visits if first == 0}
+    assert first_blocks <= fetched(served)
+    walk.reached(10)
+    done = {need.shard for lane in range(2) for need in plan.needs(0, lane) if need.last < 10}
+    soon(lambda: len(fetched(served)) == 6 + len(done))
+    walk.close()
+
+
+def test_from_the_middle_on_nothing_that_was_read_is_fetched(served: Server, small: Manifest, tmp_path: Path) -> None:
+    manifest, plan = remote(served, small, tmp_path, 40), order(small)
+    Ahead(manifest, plan, range(2), 15, plan.steps_per_epoch, 1)
+    wanted = {small.shards[n.shard].name for lane in range(2) for n in plan.needs(0, lane) if n.last >= 15}
+    soon(lambda: fetched(served) == wanted)
+    time.sleep(0.1)
+    assert fetched(served) == wanted
+    assert len(wanted) < 24
+
+
+def test_what_fails_is_left_to_the_worker(served: Server, small: Manifest, tmp_path: Path) -> None:
+    manifest, plan = remote(served, small, tmp_path, 40), order(small)
+    bad = small.shards[plan.needs(0, 0)[0].shard].name
+    served.always[bad] = web.status(500)
+    Ahead(manifest, plan, range(2), 0, plan.steps_per_epoch, 1)
+    soon(lambda: len(fetched(served)) == 24)
+    soon(lambda: served.asked[bad] == 2)
+    del served.always[bad]
+    index = plan.needs(0, 0)[0].shard
+    assert manifest.shard_path(index).read_bytes() == small.shard_path(index).read_bytes()
+
+
+def test_a_local_folder_needs_no_threads(small: Manifest) -> None:
+    before = threading.active_count()
+    walk = Ahead(small, order(small), range(2), 0, 9, 1)
+    walk.reached(3)
+    assert threading.active_count() == before
+    assert walk.warning() is None
+    walk.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cache_smaller_than_what_is_read_at_once_is_slow_never_wrong(
+    served: Server, small: Manifest, tmp_path: Path, workers: int
+) -> None:
+    manifest, plan = remote(served, small, tmp_path, 1.5), order(small)
+    walk = Ahead(manifest, plan, range(2), 0, 8, 1)
+    warning = walk.warning()
+    assert warning is not None
+    assert "is too little for the" in warning
+    keys = list(train_keys(plan, range(2), 0, 8))
+    local = TrainBatches(small, plan, small.labels, **VIEW)
+    feed = Feed(
+        TrainBatches(manifest, plan, manifest.labels, lanes=lanes_of_a_worker(2, workers), **VIEW),
+        keys,
+        workers,
+        pin=False,
+    )
+    try:
+        for key in keys:
+            ours, theirs = local[key], next(feed)
+            assert torch.equal(ours.images, theirs.images)
+            assert torch.equal(ours.labels, theirs.labels)
+            assert theirs.valid.all()
+    finally:
+        feed.close()
+        walk.close()
+    assert max(served.asked.values()) > 1  # it was slow
+    largest, store = max(shard.bytes for shard in small.shards), manifest.store
+    assert store is not None
+    used = sum(path.stat().st_size for path in store.cache.root.rglob("*") if path.is_file())
+    assert used <= store.cache.bytes + max(1, workers) * largest
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 8, 12])
+def test_a_worker_reads_so_many_lanes(small: Manifest, lanes: int) -> None:
+    plan = Plan(small, lanes=lanes, micro_batch=2, seed=0)
+    for workers in (0, 1, 2, 3, 4, 6, 8, 16):
+        keys = list(train_keys(plan, range(lanes), 3, 4 + 2 * max(1, workers)))
+        seen = {lane for _, _, lane in keys[1 :: max(1, workers)]}
+        assert lanes_of_a_worker(lanes, workers) == len(seen)
+
+
+def test_no_warning_where_all_fits(served: Server, small: Manifest, tmp_path: Path) -> None:
+    plan = order(small)
+    # Two lanes, two shards each; two ranks share the cache.
+    assert Ahead(remote(served, small, tmp_path, 8.1), plan, range(2), 0, 1, 2).warning() is None
+    warning = Ahead(remote(served, small, tmp_path, 7), plan, range(2), 0, 1, 2).warning()
+    assert warning is not None

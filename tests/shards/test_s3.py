@@ -1,0 +1,92 @@
+"""Shards from a real S3-compatible server on loopback."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from shards.cache import Cache
+from shards.errors import InputError, OwnError
+from shards.manifest import Manifest
+
+
+@pytest.fixture(scope="module")
+def bucket(built: Manifest) -> Iterator[str]:
+    """Address of a bucket that holds the dataset, with the environment that leads there."""
+    import boto3
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="photos")
+        for file in built.root.iterdir():
+            client.upload_file(str(file), "photos", f"v1/train/{file.name}")
+        yield "s3://photos/v1/train"
+    server.stop()
+
+
+def test_a_bucket_is_the_folder_it_holds(bucket: str, built: Manifest, tmp_path: Path) -> None:
+    manifest = Manifest.load(bucket, Cache(tmp_path))
+    assert manifest.fingerprint == built.fingerprint
+    assert manifest.place == bucket
+    assert list(manifest.keys()) == list(built.keys())
+    for index in (0, 5):
+        assert manifest.shard_path(index).read_bytes() == built.shard_path(index).read_bytes()
+
+
+def test_large_files_arrive_in_parts(
+    bucket: str, built: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "default_block_size", 3000)  # 50 MB
+    in_parts, asked = s3fs.S3FileSystem._download_file_part_concurrent, []
+
+    async def counted(*args: object, **kwargs: object) -> object:
+        asked.append(args)
+        return await in_parts(*args, **kwargs)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_download_file_part_concurrent", counted)
+    manifest = Manifest.load(bucket, Cache(tmp_path))
+    assert built.shards[2].bytes > 3 * 3000
+    assert manifest.shard_path(2).read_bytes() == built.shard_path(2).read_bytes()
+    assert asked
+
+
+def test_what_is_not_there_is_named_at_once(bucket: str, tmp_path: Path) -> None:
+    for place in ("s3://photos/v2/train", "s3://elsewhere/train"):
+        with pytest.raises(InputError, match=f"{place}/manifest.json: it is not there"):
+            Manifest.load(place, Cache(tmp_path, seconds=20))
+
+
+def test_a_flipped_bit_in_the_bucket_is_refused(
+    bucket: str, built: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import boto3
+
+    monkeypatch.setattr("shards.store._FIRST_WAIT", 0.05)
+    manifest, shard = Manifest.load(bucket, Cache(tmp_path)), built.shards[1]
+    damaged = bytearray(built.shard_path(1).read_bytes())
+    damaged[1000] ^= 4
+    boto3.client("s3").put_object(Bucket="photos", Key=f"v1/train/{shard.name}", Body=bytes(damaged))
+    with pytest.raises(OwnError, match=f"{bucket}/{shard.name}: its SHA-256 is [0-9a-f]+, .* says {shard.sha256}"):
+        manifest.shard_path(1)
+
+
+def test_a_server_that_is_not_there_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(InputError, match=r"s3://photos/x/manifest.json: .*; gave up after"):
+        Manifest.load("s3://photos/x", Cache(tmp_path, seconds=2))
+    s3fs.S3FileSystem.clear_instance_cache()
