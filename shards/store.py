@@ -101,8 +101,8 @@ class Store:
             OwnError: it cannot be had in time.
         """
         path = self.folder / f"{name}-{uuid4().hex}"
-        part = files.claim(path)
-        assert part is not None, "a name of our own"
+        while (part := files.claim(path)) is None:
+            pass  # the name is ours alone, but another process may be sweeping
         try:
             self._fetch(name, files.part_of(path), part, _LARGEST_MANIFEST, None)
             return os.pread(part, os.fstat(part).st_size, 0)

@@ -58,3 +58,7 @@ class ShardReader:
         """Close every shard."""
         while self._close_oldest():
             pass
+
+    def __del__(self) -> None:
+        """Close them with the reader: evaluations in a process of many would leave them, and keep a cache full."""
+        self.close()

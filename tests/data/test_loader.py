@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -139,6 +140,11 @@ def test_the_reader_returns_the_files_bytes_and_bounds_its_open_shards(
         assert len(reader._descriptors) <= 2
     reader.close()
     assert not reader._descriptors
+    before = len(os.listdir("/proc/self/fd"))
+    reader.image_bytes(0)
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    del reader
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
