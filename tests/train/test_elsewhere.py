@@ -83,7 +83,9 @@ def test_an_evaluation_from_s3(
     configured: Configured, world: World, clean_photos: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import boto3
+    from s3fs import S3FileSystem
 
+    S3FileSystem.clear_instance_cache()  # other tests' servers are gone, and their connections with them
     config = trained(configured(run__name="stored", data__cache=str(tmp_path / "cache")), world).config
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
