@@ -41,8 +41,7 @@ def train(config: Config) -> None:
     try:
         training.run()
     finally:
-        training.ahead.close()
-        training.feed.close()
+        training.close()
     dist.stop()
 
 
@@ -126,6 +125,11 @@ class Training:
             self.tracker.pause(last)
         elif self.world.rank == 0:
             self.tracker.finish(self._summary())
+
+    def close(self) -> None:
+        """End what works for this process beside it; whatever happened."""
+        self.ahead.close()
+        self.feed.close()
 
     def _micro_batch(self, epoch: int, window: Window, looks: bool) -> None:
         """Forward and backward of one lane's share of the step; `looks` keeps a few images for the norms."""

@@ -42,13 +42,6 @@ def refusal(root: Path | None, split: str | None) -> str:
     return str(caught.value)
 
 
-def edit(file: Path, number: int, line: str) -> None:
-    """Put `line` in the place of line `number`, counted from 1."""
-    lines = file.read_text().splitlines()
-    lines[number - 1] = line
-    file.write_text("\n".join(lines) + "\n")
-
-
 @pytest.mark.parametrize("lists", ["", "annotations", "images"])
 @pytest.mark.parametrize("given", ["", "images"])
 def test_every_layout_gives_the_same_records(tmp_path: Path, lists: str, given: str) -> None:
@@ -98,7 +91,7 @@ def test_the_line_without_a_label_is_left_out_and_said(raw: Path, tree: tuple[Pa
     lines = (raw / CLEAN).read_text().splitlines()
     for number in range(2, 7):
         assert len(lines[number - 1].split()) == 2
-        edit(raw / CLEAN, number, lines[number - 1].split()[0])
+        rawtrees.edit(raw / CLEAN, number, lines[number - 1].split()[0])
         if number == 5:
             assert len(found(clothing1m.read(raw, "val"))) >= len(tree[1]["val"]) - 4
     message = refusal(raw, "val")
@@ -146,21 +139,21 @@ def test_a_list_cut_short_is_named_with_its_line(raw: Path) -> None:
 )
 def test_a_damaged_line_is_named(raw: Path, ending: str, words: str) -> None:
     key = (raw / CLEAN).read_text().splitlines()[2].split()[0]
-    edit(raw / CLEAN, 3, key + ending)
+    rawtrees.edit(raw / CLEAN, 3, key + ending)
     message = refusal(raw, "val")
     assert f"{raw / CLEAN} line 3: " in message and words in message
 
 
 def test_an_image_that_a_key_list_names_twice_is_refused(raw: Path) -> None:
     keys = (raw / KEYS).read_text().splitlines()
-    edit(raw / KEYS, len(keys), f"{keys[-1]}\n{keys[1]}")
+    rawtrees.edit(raw / KEYS, len(keys), f"{keys[-1]}\n{keys[1]}")
     message = refusal(raw, "clean_train")
     assert f"{raw / KEYS} line {len(keys) + 1}: {keys[1]} stands in line 2 already; keep one line" in message
 
 
 @pytest.mark.parametrize("key", ["/etc/a.jpg", "images/../../a.jpg", "../a.jpg"])
 def test_no_path_leads_out(raw: Path, key: str) -> None:
-    edit(raw / CLEAN, 3, f"{key} 1")
+    rawtrees.edit(raw / CLEAN, 3, f"{key} 1")
     assert f"line 3: '{key}' leads out of the folder" in refusal(raw, "val")
 
 
@@ -168,9 +161,9 @@ def test_two_labels_for_one_image_are_refused_and_the_same_label_twice_is_not(ra
     lines = (raw / CLEAN).read_text().splitlines()
     before = found(clothing1m.read(raw, "test"))
     key, label = lines[4].split()
-    edit(raw / CLEAN, len(lines), f"{lines[-1]}\n{key} {label}")
+    rawtrees.edit(raw / CLEAN, len(lines), f"{lines[-1]}\n{key} {label}")
     assert found(clothing1m.read(raw, "test")) == before
-    edit(raw / CLEAN, len(lines) + 1, f"{key} {(int(label) + 1) % 14}")
+    rawtrees.edit(raw / CLEAN, len(lines) + 1, f"{key} {(int(label) + 1) % 14}")
     assert f"line {len(lines) + 1}: {key} has label {(int(label) + 1) % 14} here and {label}" in refusal(raw, "test")
 
 
@@ -185,7 +178,7 @@ def test_line_ends_marks_and_blank_lines_do_not_matter(raw: Path) -> None:
 def test_a_training_image_with_a_clean_label_keeps_it(raw: Path, tree: tuple[Path, rawtrees.Truth]) -> None:
     key = next(iter(tree[1]["train"]))
     number = len((raw / CLEAN).read_text().splitlines())
-    edit(raw / CLEAN, number, f"{(raw / CLEAN).read_text().splitlines()[-1]}\n{key} 11")
+    rawtrees.edit(raw / CLEAN, number, f"{(raw / CLEAN).read_text().splitlines()[-1]}\n{key} 11")
     source = clothing1m.read(raw, "train")
     assert found(source) == tree[1]["train"] | {key: (tree[1]["train"][key][0], 11)}
     assert "1 image of train with a clean label: val or test may hold the same" in source.notes

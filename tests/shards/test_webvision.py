@@ -40,13 +40,6 @@ def refusal(root: Path | None, split: str | None, **options: str) -> str:
     return str(caught.value)
 
 
-def edit(file: Path, number: int, line: str) -> None:
-    """Put `line` in the place of line `number`, counted from 1."""
-    lines = file.read_text().splitlines()
-    lines[number - 1] = line
-    file.write_text("\n".join(lines) + "\n")
-
-
 @pytest.mark.parametrize("classes", [None, "1", "5", str(CLASSES)])
 def test_train_is_what_the_searches_found(tree: tuple[Path, rawtrees.Truth], classes: str | None) -> None:
     root, truth = tree
@@ -134,7 +127,7 @@ def test_its_options_are_those_of_the_command_line() -> None:
 )
 def test_a_damaged_line_is_named(raw: Path, line: str, words: str) -> None:
     number = len((raw / "info" / GOOGLE).read_text().splitlines())
-    edit(raw / "info" / GOOGLE, number, line)
+    rawtrees.edit(raw / "info" / GOOGLE, number, line)
     message = refusal(raw, "train", classes="1")
     assert f"{raw / 'info' / GOOGLE} line {number}: " in message and words in message
     assert webvision.read(raw, "train", queries="flickr").records
@@ -164,15 +157,15 @@ def test_a_list_cut_within_its_last_label_is_refused(raw: Path, cut: int) -> Non
     ],
 )
 def test_damaged_synsets_would_shift_the_labels(raw: Path, number: int, line: str, words: str) -> None:
-    edit(raw / "info/synsets.txt", number, line)
+    rawtrees.edit(raw / "info/synsets.txt", number, line)
     message = refusal(raw, "val")
     assert str(raw / "info/synsets.txt") in message and words in message
 
 
 def test_a_name_is_stable_whatever_follows_it(raw: Path) -> None:
     before = webvision.read(raw, "val").classes
-    edit(raw / "info/synsets.txt", 1, before[0].replace(" ", "\t", 1) + ", another, more")
-    edit(raw / "info/synsets.txt", 2, before[1].split()[0])
+    rawtrees.edit(raw / "info/synsets.txt", 1, before[0].replace(" ", "\t", 1) + ", another, more")
+    rawtrees.edit(raw / "info/synsets.txt", 2, before[1].split()[0])
     assert webvision.read(raw, "val").classes == (before[0], before[1].split()[0], *before[2:])
 
 
@@ -278,7 +271,7 @@ def test_the_solution_file_is_read_strictly(raw: Path, tmp_path: Path) -> None:
         "ILSVRC2012_val_0000",
         "x,n09000000 1 2 3 4",
     ):
-        edit(file, 2, line)
+        rawtrees.edit(file, 2, line)
         assert f"{file} line 2: '{line}' is not ILSVRC2012_val_NUMBER,WNID" in refusal(root, "imagenet_val", info=info)
     file.write_text(whole)
     shutil.rmtree(root / "val")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
+from runs import trained
 from server import Server, serving, status
 
 from pipeline.config import Config
@@ -15,22 +16,11 @@ from pipeline.record.track import read_metrics
 from pipeline.train.dist import World
 from pipeline.train.evaluate import open_set
 from pipeline.train.inputs import Inputs
-from pipeline.train.loop import Training
 from pipeline.train.stored import StoredRun
 from shards.errors import InputError, OwnError
 from shards.manifest import Manifest
 
 Configured = Callable[..., Config]
-
-
-def trained(config: Config, world: World) -> Training:
-    training = Training(config, Inputs.open(config, 1), world)
-    try:
-        training.run()
-    finally:
-        training.ahead.close()
-        training.feed.close()
-    return training
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import trained
 from safetensors.torch import load_file
 
 from pipeline.config import Config
@@ -25,12 +26,6 @@ from shards.manifest import Manifest
 from shards.readers import find
 
 Configured = Callable[..., Config]
-
-
-def trained(config: Config, world: World) -> Training:
-    training = Training(config, Inputs.open(config, 1), world)
-    training.run()
-    return training
 
 
 def test_a_run_learns_and_records(configured: Configured, world: World, clean_photos: Manifest) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import trained
 
 from pipeline.config import Config
 from pipeline.method.lipschitz import HiddenGradients, InputJacobian
@@ -19,12 +20,6 @@ from shards.errors import InputError
 from shards.manifest import Manifest
 
 Configured = Callable[..., Config]
-
-
-def trained(config: Config, world: World) -> Training:
-    training = Training(config, Inputs.open(config, 1), world)
-    training.run()
-    return training
 
 
 @pytest.mark.parametrize(("penalty", "weight"), [("har", 0.1 / 128), ("jacobian", 0.01)])

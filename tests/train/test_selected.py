@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import trained
 
 from pipeline.cli import main
 from pipeline.config import Config
@@ -17,15 +18,6 @@ from shards.errors import InputError
 from shards.manifest import Manifest
 
 Configured = Callable[..., Config]
-
-
-def trained(config: Config, world: World) -> Training:
-    training = Training(config, Inputs.open(config, 1), world)
-    try:
-        training.run()
-    finally:
-        training.feed.close()
-    return training
 
 
 def test_what_is_selected_is_learnt_and_nothing_else(
