@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from shards.errors import InputError
-from shards.image import FORMATS, MAX_PIXELS, untrusted
+from shards.image import FORMATS, MAX_PIXELS, rgb, untrusted
 from shards.manifest import Manifest
 from shards.publication import replace
 
@@ -107,7 +107,7 @@ def thumbnail(data: bytes, side: int) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many to decode")
             image.draft(None, (2 * side, 2 * side))  # a JPEG can be decoded at 1/2, 1/4 or 1/8
-            picture = image.convert("RGB")
+            picture = rgb(image)
     except Exception as error:  # Pillow's parsers let through whatever they stumble on
         raise ValueError(f"cannot be decoded: {error}") from None
     if max(picture.size) > side:
