@@ -31,6 +31,11 @@ def open_writer(file: IO[bytes]) -> Any:
     return TarWriter(file, encoder=False, compress=False, mtime=0, user="alasca", group="alasca", mode=0o444)
 
 
+def names(header: bytes, name: str, size: int) -> bool:
+    """Whether a block is the header of a file of `size` bytes called `name`.EXTENSION; looks at nothing else in it."""
+    return header.startswith(f"{name}.".encode()) and header[124:135] == b"%011o" % size
+
+
 def index_tar(file: IO[bytes]) -> Iterator[Member]:
     """Yield the members of a seekable tar of regular files, in order, reading headers only.
 

@@ -1,11 +1,14 @@
-"""Sample id -> the image's bytes, read at its place in the shard."""
+"""Sample id -> the image's bytes, read at its place in the shard, where the tar's own header must agree."""
 
 import os
 import resource
 from collections import OrderedDict
 from typing import Any
 
-from shards.manifest import Manifest
+from shards.errors import OwnError
+from shards.manifest import SAMPLES, Manifest
+from shards.readers import LAYOUTS
+from shards.tar import BLOCK, names, stem
 
 # A rank reads from (its lanes x data.shuffle_shards) shards at once. Half of what the system allows a process.
 _OPEN_SHARDS = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
@@ -20,6 +23,8 @@ class ShardReader:
         Of a cache, no more are kept open: it cannot remove a shard that is.
         """
         self._manifest = manifest
+        # In a tar that somebody else wrote, names say nothing about the order.
+        self._named = manifest.source.get("reader") in LAYOUTS
         self._most = _OPEN_SHARDS if manifest.store is None else max(1, min(at_once, _OPEN_SHARDS))
         self._descriptors: OrderedDict[int, int] = OrderedDict()
 
@@ -30,13 +35,31 @@ class ShardReader:
         """Bytes of one image, as they were sharded.
 
         Raises:
-            OwnError: the shard is missing, not as long as the manifest says, or cannot be fetched.
+            OwnError: the shard is missing, not as long as the manifest says, or cannot be fetched or read; or another
+                sample lies there.
         """
         row = self._manifest.table[sample_id]
-        size = int(row["size"])
-        data = os.pread(self._open(int(row["shard"])), size, int(row["offset"]))
-        assert len(data) == size, f"short read of sample {sample_id}: {len(data)} of {size} bytes"
-        return data
+        shard, size, start, name = int(row["shard"]), int(row["size"]), int(row["offset"]), stem(sample_id)
+        if shard >= len(self._manifest.shards) or start + size > self._manifest.shards[shard].bytes:
+            raise self._damaged(SAMPLES, f"leads sample {name} out of its shard")
+        header = BLOCK if self._named and start >= BLOCK else 0
+        try:
+            data = os.pread(self._open(shard), header + size, start - header)
+        except OSError as error:
+            raise self._damaged(self._manifest.shards[shard].name, f"cannot be read ({error.strerror})") from None
+        if len(data) != header + size:
+            raise self._damaged(self._manifest.shards[shard].name, "was cut short while it was in use")
+        if header and not names(data[:header], name, size):
+            problem = f"does not hold sample {name} where {SAMPLES} says; it is damaged, or another shard"
+            raise self._damaged(self._manifest.shards[shard].name, problem)
+        return data[header:]
+
+    def _damaged(self, file: str, problem: str) -> OwnError:
+        store = self._manifest.store
+        mend = "see `alasca verify`, and copy the folder again"
+        if store is not None:
+            mend = f"remove {store.folder}, and it will be fetched again"
+        return OwnError(f"{self._manifest.place}/{file} {problem}: {mend}")
 
     def _open(self, shard: int) -> int:
         if shard in self._descriptors:
