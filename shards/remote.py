@@ -25,7 +25,7 @@ class TooLong(Failed):
     """Much more arrives than there should be."""
 
 
-class NoRoom(Exception):
+class NoRoom(OSError):
     """The copy does not fit where it is written."""
 
 
@@ -51,7 +51,7 @@ def copy(url: str, path: Path, limit: int, seconds: float, stall: float) -> None
         raise
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise NoRoom(error.strerror) from None
+            raise NoRoom(error.errno, error.strerror) from None
         raise _judged(error, stall) from None
     except Exception as error:  # every file system has its own
         raise _judged(error, stall) from None
