@@ -1,4 +1,4 @@
-"""Sample id -> the image's bytes, read at its place in the shard, where the tar's own header must agree."""
+"""Sample id -> the image's bytes, read at its place in the shard, where the tar itself must agree on whose they are."""
 
 import os
 import resource
@@ -8,7 +8,7 @@ from typing import Any
 from shards.errors import OwnError
 from shards.manifest import SAMPLES, Manifest
 from shards.readers import LAYOUTS
-from shards.tar import BLOCK, names, stem
+from shards.tar import LEAD, precedes
 
 # A rank reads from (its lanes x data.shuffle_shards) shards at once. Half of what the system allows a process.
 _OPEN_SHARDS = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
@@ -36,30 +36,30 @@ class ShardReader:
 
         Raises:
             OwnError: the shard is missing, not as long as the manifest says, or cannot be fetched or read; or another
-                sample lies there.
+                sample, or one of another label, lies there.
         """
         row = self._manifest.table[sample_id]
-        shard, size, start, name = int(row["shard"]), int(row["size"]), int(row["offset"]), stem(sample_id)
+        shard, size, start = int(row["shard"]), int(row["size"]), int(row["offset"])
         if shard >= len(self._manifest.shards) or start + size > self._manifest.shards[shard].bytes:
-            raise self._damaged(SAMPLES, f"leads sample {name} out of its shard")
-        header = BLOCK if self._named and start >= BLOCK else 0
+            raise self._damaged(SAMPLES, f"leads sample {sample_id:,} out of its shard")
+        lead = LEAD if self._named and start >= LEAD else 0
         try:
-            data = os.pread(self._open(shard), header + size, start - header)
+            data = os.pread(self._open(shard), lead + size, start - lead)
         except OSError as error:
             raise self._damaged(self._manifest.shards[shard].name, f"cannot be read ({error.strerror})") from None
-        if len(data) != header + size:
+        if len(data) != lead + size:
             raise self._damaged(self._manifest.shards[shard].name, "was cut short while it was in use")
-        if header and not names(data[:header], name, size):
-            problem = f"does not hold sample {name} where {SAMPLES} says; it is damaged, or another shard"
+        if lead and not precedes(data[:lead], sample_id, size, int(row["label"])):
+            problem = f"does not hold sample {sample_id:,} as {SAMPLES} says: damaged, or another file"
             raise self._damaged(self._manifest.shards[shard].name, problem)
-        return data[header:]
+        return data[lead:]
 
     def _damaged(self, file: str, problem: str) -> OwnError:
         store = self._manifest.store
         mend = "see `alasca verify`, and copy the folder again"
         if store is not None:
             mend = f"remove {store.folder}, and it will be fetched again"
-        return OwnError(f"{self._manifest.place}/{file} {problem}: {mend}")
+        return OwnError(f"{self._manifest.place}/{file} {problem}; {mend}")
 
     def _open(self, shard: int) -> int:
         if shard in self._descriptors:

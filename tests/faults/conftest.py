@@ -20,15 +20,15 @@ def copied(photos: Manifest, tmp_path: Path) -> Manifest:
 
 @pytest.fixture(scope="session")
 def equal(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Manifest]:
-    """360 pictures of one size in four shards of one and the same length, in the order of a seed; never to be changed."""
+    """360 pictures of one size in four shards of one length, in the order of a seed; never to be changed."""
     folder = tmp_path_factory.mktemp("equal")
-    make_fashion(folder, 360)
+    make_fashion(folder / "raw", 360)
 
     def built(seed: int) -> Manifest:
         out = folder / str(seed) / "train"
         if out.exists():
             return Manifest.load(out)
-        return build(idx.read(folder, None), out, seed=seed, samples_per_shard=90, workers=1)
+        return build(idx.read(folder / "raw", None), out, seed=seed, samples_per_shard=90, workers=1)
 
     return built
 

@@ -68,7 +68,7 @@ def test_verify_reports_a_flipped_bit(copied: Manifest, place: str) -> None:
 def test_a_flipped_bit_in_the_name_before_an_image_ends_training(copied: Manifest) -> None:
     flip(copied.shard_path(SHARD), position(copied, "header"))
     name = copied.shards[SHARD].name
-    with pytest.raises(OwnError, match=rf"/copied/{name} does not hold sample 000000030 where .* see `alasca verify`"):
+    with pytest.raises(OwnError, match=rf"/copied/{name} does not hold sample 30 as .* see `alasca verify`"):
         epoch(copied)
 
 
@@ -105,12 +105,13 @@ def test_a_flipped_bit_in_the_payload_spoils_at_most_its_own_image(copied: Manif
 @pytest.mark.parametrize(
     ("column", "bit", "words"),
     [
-        ("offset", 9, "shard-000001.tar does not hold sample 000000030"),
-        ("offset", 63, "samples.npy leads sample 000000030 out of its shard"),
-        ("size", 0, "shard-000001.tar does not hold sample 000000030"),
-        ("size", 31, "samples.npy leads sample 000000030 out of its shard"),
-        ("shard", 0, "shard-000000.tar does not hold sample 000000030"),
-        ("shard", 31, "samples.npy leads sample 000000030 out of its shard"),
+        ("offset", 9, "shard-000001.tar does not hold sample 30"),
+        ("offset", 63, "samples.npy leads sample 30 out of its shard"),
+        ("size", 0, "shard-000001.tar does not hold sample 30"),
+        ("size", 31, "samples.npy leads sample 30 out of its shard"),
+        ("shard", 0, "shard-000000.tar does not hold sample 30"),
+        ("shard", 31, "samples.npy leads sample 30 out of its shard"),
+        ("label", 0, "shard-000001.tar does not hold sample 30 as samples.npy says"),
         ("label", 31, "label -[0-9,]+ of sample 30 is none of 3 classes, so samples.npy is damaged"),
         ("label", 7, "label 1[23][0-9] of sample 30 is none of 3 classes, so samples.npy is damaged"),
         ("clean_label", 30, "of sample 30 is none of 3 classes"),

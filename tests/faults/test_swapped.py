@@ -32,7 +32,7 @@ def swap(folder: Path, first: str = "shard-000000.tar", second: str = "shard-000
 def test_two_swapped_shards_of_one_length_end_training_with_their_name(folder: Path) -> None:
     swap(folder)
     manifest = Manifest.load(folder)  # by their lengths, all is well
-    with pytest.raises(OwnError, match=r"train/shard-00000[02]\.tar does not hold sample \d{9} where .*another shard"):
+    with pytest.raises(OwnError, match=r"train/shard-00000[02]\.tar does not hold sample \d+ as .*another file"):
         epoch(manifest)
 
 
@@ -74,11 +74,16 @@ def test_a_shard_of_another_build_is_refused_on_arrival(
 
 
 def test_a_shard_of_another_build_is_reported_by_verify(equal: Equal, folder: Path) -> None:
-    """Of images that all have one size, nothing but its digest and labels tells it from the right one."""
     shutil.copy(equal(1).shard_path(1), folder)
     text = "\n".join(verify(folder).differences)
     assert "shard-000001.tar: its SHA-256 is not the manifest's" in text
-    assert "shard-000001.tar: 000000090 has label" in text
+    assert "has label b'" in text
+
+
+def test_a_shard_of_another_build_ends_training_though_all_images_have_one_size(equal: Equal, folder: Path) -> None:
+    shutil.copy(equal(1).shard_path(1), folder)
+    with pytest.raises(OwnError, match=r"shard-000001.tar does not hold sample \d+ as samples.npy says"):
+        epoch(Manifest.load(folder))
 
 
 def test_a_shard_of_another_build_of_photographs_ends_training_with_its_name(
@@ -87,7 +92,7 @@ def test_a_shard_of_another_build_of_photographs_ends_training_with_its_name(
     other = build(find("imagefolder")(raw, None), tmp_path / "other", seed=1, samples_per_shard=25, workers=1)
     assert other.shards[1].bytes == copied.shards[1].bytes  # tars end at multiples of 10,240 bytes
     shutil.copy(other.shard_path(1), copied.root)
-    with pytest.raises(OwnError, match=r"shard-000001\.tar does not hold sample \d{9} where samples.npy says"):
+    with pytest.raises(OwnError, match=r"shard-000001\.tar does not hold sample \d+ as samples.npy says"):
         epoch(Manifest.load(copied.root))
 
 
@@ -125,5 +130,5 @@ def test_a_cached_file_that_became_another_shard_ends_training(equal: Equal, tmp
     with serving(equal(0).root) as server:
         manifest = Manifest.load(server.url, Cache(tmp_path))
         shutil.copy(equal(0).shard_path(1), manifest.shard_path(0))
-        with pytest.raises(OwnError, match=r"/shard-000000.tar does not hold .*: remove /.* it will be fetched again"):
+        with pytest.raises(OwnError, match=r"/shard-000000.tar does not hold .*; remove /.* it will be fetched again"):
             epoch(manifest)
