@@ -1,5 +1,6 @@
 """One flipped bit: refused on arrival, told by `alasca verify`, and what training makes of it without either."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from epochs import epoch, in_order, same
 from server import Handler, serving, whole
 
+from pipeline.data.reader import ShardReader
 from pipeline.train.evaluate import open_dataset
 from shards.cache import Cache
 from shards.errors import InputError, OwnError
@@ -125,3 +127,12 @@ def test_a_flipped_bit_in_the_table_ends_training(copied: Manifest, column: str,
     with pytest.raises(InputError, match=words) as caught:
         epoch(open_dataset(str(copied.root), "data.train", Cache()))
     assert "\n" not in str(caught.value) and "alasca verify" in str(caught.value)
+
+
+def test_a_shard_cut_short_while_it_is_read_ends_training(copied: Manifest) -> None:
+    reader = ShardReader(copied)
+    reader.image_bytes(0)
+    shard = copied.shard_path(0)
+    os.truncate(shard, int(copied.table[20]["offset"]) + 100)
+    with pytest.raises(OwnError, match=rf"/copied/{shard.name} was cut short while it was in use; see `alasca verify`"):
+        reader.image_bytes(20)
