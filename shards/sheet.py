@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shards.errors import InputError
 from shards.image import FORMATS, MAX_PIXELS, rgb, untrusted
-from shards.manifest import Manifest
+from shards.manifest import SAMPLES, Manifest
 from shards.publication import replace
 
 MOST = 1000  # pictures
@@ -135,11 +135,14 @@ def _check(path: Path) -> None:
 
 def _read(manifest: Manifest, sample: int) -> bytes:
     row = manifest.table[sample]
-    path = manifest.shard_path(int(row["shard"]))
+    shard, start, size = int(row["shard"]), int(row["offset"]), int(row["size"])
+    if shard >= len(manifest.shards) or start + size > manifest.shards[shard].bytes:
+        raise InputError(f"{manifest.place}/{SAMPLES} leads sample {sample:,} out of its shard; see `alasca verify`")
+    path = manifest.shard_path(shard)
     try:
         with open(path, "rb") as file:
-            file.seek(int(row["offset"]))
-            return file.read(int(row["size"]))
+            file.seek(start)
+            return file.read(size)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); copy it again") from None
 

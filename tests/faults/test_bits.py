@@ -11,6 +11,7 @@ from server import Handler, serving, whole
 
 from pipeline.data.reader import ShardReader
 from pipeline.train.evaluate import open_dataset
+from shards import sheet
 from shards.cache import Cache
 from shards.errors import InputError, OwnError
 from shards.manifest import Manifest
@@ -37,6 +38,13 @@ def flip(file: Path, at: int, bit: int = 0) -> None:
         byte = f.read(1)[0]
         f.seek(at)
         f.write(bytes([byte ^ 1 << bit]))
+
+
+def flip_in_table(manifest: Manifest, column: str, bit: int) -> None:
+    table = np.load(manifest.root / "samples.npy")
+    value = table[column][SAMPLE : SAMPLE + 1].view(f"u{table[column].itemsize}")
+    value ^= value.dtype.type(1 << bit)
+    np.save(manifest.root / "samples.npy", table)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -120,13 +128,18 @@ def test_a_flipped_bit_in_the_payload_spoils_at_most_its_own_image(copied: Manif
     ],
 )
 def test_a_flipped_bit_in_the_table_ends_training(copied: Manifest, column: str, bit: int, words: str) -> None:
-    table = np.load(copied.root / "samples.npy")
-    value = table[column][SAMPLE : SAMPLE + 1].view(f"u{table[column].itemsize}")
-    value ^= value.dtype.type(1 << bit)
-    np.save(copied.root / "samples.npy", table)
+    flip_in_table(copied, column, bit)
     with pytest.raises(InputError, match=words) as caught:
         epoch(open_dataset(str(copied.root), "data.train", Cache()))
     assert "\n" not in str(caught.value) and "alasca verify" in str(caught.value)
+
+
+@pytest.mark.parametrize(("column", "bit"), [("offset", 63), ("size", 31), ("shard", 31)])
+def test_a_flipped_bit_in_the_table_ends_a_sheet(copied: Manifest, tmp_path: Path, column: str, bit: int) -> None:
+    flip_in_table(copied, column, bit)
+    with pytest.raises(InputError, match=r"/copied/samples.npy leads sample 30 out of its shard; see `alasca verify`"):
+        sheet.draw(Manifest.load(copied.root), tmp_path / "sheet.png", images=120)
+    assert not (tmp_path / "sheet.png").exists()
 
 
 def test_a_shard_cut_short_while_it_is_read_ends_training(copied: Manifest) -> None:
