@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from shards.cache import Cache
 from shards.errors import InputError
+from shards.localfolder import BUILD_FOLDER
 from shards.names import check_classes, check_shard_name
 from shards.store import Store, find, open_plain
 from shards.table import open_table
@@ -31,7 +32,6 @@ from shards.url import is_url
 
 SCHEMA = 1
 MANIFEST, SAMPLES, KEYS = "manifest.json", "samples.npy", "keys.bin"
-BUILD_FOLDER = ".build"  # there while a build is unfinished
 NO_PERMISSION = "Permission denied"
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -115,6 +115,8 @@ class Manifest:
             raise InputError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
         file = root / MANIFEST
         if not file.exists():
+            if next(root.glob(f"{BUILD_FOLDER}/part-*.json"), None):
+                raise InputError(f"{root}: holds parts of a build; `alasca merge` them when all are finished")
             if (root / BUILD_FOLDER).is_dir():
                 raise InputError(f"{root}: a half-finished build; run its `alasca shard` command again to finish it")
             names = sorted(entry.name for entry in root.iterdir())

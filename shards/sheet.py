@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shards.errors import InputError
 from shards.image import FORMATS, MAX_PIXELS, rgb, untrusted
+from shards.localfolder import replace
 from shards.manifest import SAMPLES, Manifest
-from shards.publication import replace
 
 MOST = 1000  # pictures
 COLUMNS = 8
