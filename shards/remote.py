@@ -30,6 +30,9 @@ class TooLong(Failed):
 class NoRoom(OSError):
     """The copy does not fit where it is written."""
 
+    def __str__(self) -> str:
+        return str(self.strerror)
+
 
 class NotThere(Refused):
     """There is no such file."""
