@@ -57,6 +57,19 @@ def copy(url: str, path: Path, limit: int, seconds: float, stall: float) -> None
         raise _judged(error, stall) from None
 
 
+def listed(url: str, stall: float) -> list[str]:
+    """Return the names of the files directly in a folder, sorted; raises as `copy` does.
+
+    Not over HTTP, which has no listings: pages with links are something else.
+    """
+    system = _filesystem(url, stall)
+    try:
+        found = system.ls(_path(system, url), detail=True)
+    except Exception as error:  # every file system has its own
+        raise _judged(error, stall) from None
+    return sorted(entry["name"].rpartition("/")[2] for entry in found if entry["type"] == "file")
+
+
 def _judged(error: Exception, stall: float) -> Exception:
     """What an error of a file system means."""
     status = getattr(error, "status", None) or getattr(error, "code", None)

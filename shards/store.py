@@ -5,7 +5,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -13,7 +14,7 @@ from uuid import uuid4
 from shards import cache as files
 from shards.cache import Cache
 from shards.errors import InputError, OwnError
-from shards.remote import Failed, NoRoom, NotThere, Refused, TooLong, copy
+from shards.remote import Failed, NoRoom, NotThere, Refused, TooLong, copy, listed
 from shards.url import LOCAL, check, folder_name, is_url, join, redact
 
 _WRONG_TRIES = 4  # of a file that arrives, but is another one
@@ -21,6 +22,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between tries; doubles
 _LONGEST_STALL = 30.0  # seconds without a byte
 _POLL = 0.05  # seconds between looks at what another process fetches
 _LARGEST_MANIFEST = 1 << 30
+_LIST_WAITS = (0.5, 2.0)  # seconds between tries to list a folder
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,13 @@ class Store:
                 return descriptor
 
     def anew(self, name: str) -> bytes:
-        """Fetch the content of the one file whose digest nobody knows.
+        """Fetch the content of the one file of a dataset whose digest nobody knows; raises OwnError as `passing`."""
+        with self.passing(name, _LARGEST_MANIFEST) as path:
+            return path.read_bytes()
+
+    @contextmanager
+    def passing(self, name: str, limit: int) -> Iterator[Path]:
+        """Fetch a file of at most `limit` bytes of which nobody knows the digest; it is there within the block alone.
 
         Raises:
             OwnError: it cannot be had in time.
@@ -104,10 +112,27 @@ class Store:
         while (part := files.claim(path)) is None:
             pass  # the name is ours alone, but another process may be sweeping
         try:
-            self._fetch(name, files.part_of(path), part, _LARGEST_MANIFEST, None)
-            return os.pread(part, os.fstat(part).st_size, 0)
+            self._fetch(name, files.part_of(path), part, limit, None)
+            yield files.part_of(path)
         finally:
             files.abandon(part, path)
+
+    def names(self) -> list[str]:
+        """Return the names of the files in the folder, sorted.
+
+        Raises:
+            OwnError: the folder is not there or cannot be listed in time.
+        """
+        for wait in (*_LIST_WAITS, None):
+            try:
+                return listed(self.url, min(_LONGEST_STALL, self.cache.seconds / 5))
+            except Refused as error:
+                raise OwnError(f"{self.name}: {error}; see to the address") from None
+            except Failed as error:
+                if wait is None:
+                    raise OwnError(f"{self.name}: cannot be listed: {error}; see to the server") from None
+            time.sleep(wait)
+        raise AssertionError("the last try returns or raises")
 
     def _fetch(self, name: str, path: Path, part: int, length: int, sha256: str | None, once: bool = False) -> None:
         """Fill `path`, which is open as `part`, with the right content and put it on the disk."""
@@ -118,7 +143,7 @@ class Store:
             left = began + self.cache.seconds - time.monotonic()
             try:
                 # A longer file is let in, so that its digest can be told; only its excess is not.
-                copy(url, path, 2 * length + 2**20, max(1.0, left), stall)
+                copy(url, path, 2 * length + 2**20 if sha256 else length, max(1.0, left), stall)
                 os.fsync(part)
                 reason = _difference(part, path, length, sha256)
                 if reason is None:
@@ -135,7 +160,7 @@ class Store:
             except (NoRoom, OSError) as error:
                 raise OwnError(
                     f"the cache {self.cache.root} has no room for {redact(url)} ({error}): free some, lower"
-                    " data.cache_gb, or set data.cache to another disk"
+                    " data.cache_gb, or set data.cache (outside a run XDG_CACHE_HOME) to another disk"
                 ) from None
             spent = time.monotonic() - began
             if once or wrong == _WRONG_TRIES or spent + wait > self.cache.seconds:
