@@ -32,6 +32,7 @@ from shards.url import is_url
 
 SCHEMA = 1
 MANIFEST, SAMPLES, KEYS = "manifest.json", "samples.npy", "keys.bin"
+INDEX = "index"  # the "reader" in the source of a dataset whose tars others wrote: their layout is not ours
 BUILD_FOLDER = ".build"  # there while a build is unfinished
 NO_PERMISSION = "Permission denied"
 

@@ -22,6 +22,10 @@ class Fields(NamedTuple):
     label: str | None = None
     clean: str | None = None
 
+    def options(self) -> dict[str, str | None]:
+        """Return them as a manifest records them."""
+        return {"label_field": self.label, "clean_field": self.clean}
+
 
 class Sample(NamedTuple):
     """One sample of a tar; `image` is the member. An unknown clean label is ""."""

@@ -34,12 +34,13 @@ def read(
         names = tars(f"--root {root}", os.listdir(root))
     except OSError as error:
         raise InputError(f"--root {root}: cannot be read ({error.strerror}); mend this") from None
+    fields = Fields(label_field, clean_field)
     found: list[tuple[str, str, Slice, str, str]] = []
     passed_over: list[str] = []
     places: dict[str, str] = {}
     for name in names:
         others: list[str] = []
-        for sample in samples(root / name, str(root / name), Fields(label_field, clean_field), others):
+        for sample in samples(root / name, str(root / name), fields, others):
             key = f"{name}/{sample.image.name}"
             for text in filter(None, (sample.label, sample.clean)):
                 places.setdefault(text, f"{root}/{key}")
@@ -59,5 +60,4 @@ def read(
     notes = class_names.without_images(known, [record.label for record in records])
     if passed_over:
         notes += (f"passed over {len(passed_over):,} files that belong to no sample ({first(passed_over)})",)
-    options = {"label_field": label_field, "clean_field": clean_field}
-    return Source("webdataset", split or "train", known, records, root, options, len(passed_over), notes)
+    return Source("webdataset", split or "train", known, records, root, fields.options(), len(passed_over), notes)
