@@ -207,7 +207,7 @@ def _same(
     progress: Progress,
 ) -> Manifest:
     """Return the index that `out` holds already; raises InputError naming the difference where it is another one."""
-    there = Manifest.load(out)
+    there = Manifest.read(out)
     pairs = {
         "split": (there.split, split),
         "classes": (there.classes, names),
@@ -215,8 +215,10 @@ def _same(
         "options": (there.source, source),
     }
     differ = [name for name, (theirs, ours) in pairs.items() if theirs != ours]
-    if not differ and (not np.array_equal(there.table, table) or there.file_path(KEYS).read_bytes() != keys):
-        differ = ["samples"]
+    if not differ:
+        there = Manifest.load(out)
+        if not np.array_equal(there.table, table) or there.file_path(KEYS).read_bytes() != keys:
+            differ = ["samples"]
     if differ:
         raise InputError(
             f"--out {out}: holds another index, with other {' and '.join(differ)}; name another folder, or remove its"

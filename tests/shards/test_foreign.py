@@ -175,7 +175,7 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
         info = tarfile.TarInfo("a.jpg")
         info.type, info.linkname = kind, "/etc/passwd"
         archive.addfile(info)
-    fails("'a.jpg' is neither a file nor a folder", lambda: webdataset.read(tmp_path / "raw", None))
+    fails("'a.jpg' is neither a plain file nor a folder", lambda: webdataset.read(tmp_path / "raw", None))
 
 
 def test_a_negative_size_is_no_endless_loop(tmp_path: Path) -> None:
