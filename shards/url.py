@@ -62,9 +62,9 @@ def ascend(url: str, place: str) -> str:
 
     Raises InputError where it leads out of the host or bucket; of file:// nothing does, and absolute paths are read.
     """
-    scheme, _, rest = join(url, "").partition("://")
-    path, mark, query = rest.partition("?")
-    host, _, folder = path.partition("/")
+    plain, mark, query = url.partition("?") if url.lower().startswith("http") else (url, "", "")
+    scheme, _, rest = plain.partition("://")
+    host, _, folder = rest.partition("/")
     local = scheme.lower() in LOCAL
     steps = [] if local and place.startswith("/") else [step for step in folder.split("/") if step]
     if place.startswith("/") and not local:

@@ -135,8 +135,11 @@ def test_far_folders_are_named_whole(tmp_path: Path, tars: Path, monkeypatch: py
     monkeypatch.setattr(os.path, "commonpath", lambda paths: "/")  # as of /data and /home
     assert indexed(tmp_path / "index", tars).shards[0].place == str(tars)
     monkeypatch.undo()
-    shutil.move(tmp_path / "index", tmp_path / "deep-index")
-    assert pictures(Manifest.load(tmp_path / "deep-index"))[0] == jpeg(0)
+    shutil.move(tmp_path / "index", tmp_path / "moved")
+    assert pictures(Manifest.load(tmp_path / "moved"))[0] == jpeg(0)
+    behind = Manifest.load(tmp_path / "moved", Cache(tmp_path / "cache", seconds=3))
+    assert behind.store_of(0) is not None
+    assert pictures(behind)[0] == jpeg(0)
 
 
 def test_keys_that_others_use_are_kept_in_place_and_order(tmp_path: Path) -> None:
