@@ -61,6 +61,8 @@ def index(
     out, cache, progress = Path(out), cache or Cache(), progress or Progress()
     _check(out, tars)
     fields = Fields(label_field, clean_field)
+    if any(tar.remote for tar in tars):
+        cache.sweep()
 
     def read(tar: Tar) -> Contents:
         if not tar.remote:

@@ -1,5 +1,6 @@
 """One shard of a dataset, and where it lies: beside the manifest, or wherever those who wrote it left it."""
 
+import os
 import posixpath
 import re
 from collections.abc import Callable
@@ -89,4 +90,8 @@ def folder_of(place: str, home: Folder, cache: Cache) -> Folder:
         return Store(place, cache)
     if isinstance(home, Path):
         return home / place
-    return Store(ascend(home.url, place), cache) if place else home
+    if not place:
+        return home
+    if check(home.url) in LOCAL:  # as it would be without the cache, through links and all
+        return Store("file://" + os.path.realpath(os.path.join(home.url.partition("://")[2], place)), cache)
+    return Store(ascend(home.url, place), cache)

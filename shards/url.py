@@ -60,15 +60,14 @@ def join(url: str, name: str) -> str:
 def ascend(url: str, place: str) -> str:
     """Return the URL of the folder that `place` names as seen from the folder `url`, as in `../tars`.
 
-    Raises InputError where it leads out of the host or bucket; of file:// nothing does, and absolute paths are read.
+    Raises InputError where it leads out of the host or bucket.
     """
     plain, mark, query = url.partition("?") if url.lower().startswith("http") else (url, "", "")
     scheme, _, rest = plain.partition("://")
     host, _, folder = rest.partition("/")
-    local = scheme.lower() in LOCAL
-    steps = [] if local and place.startswith("/") else [step for step in folder.split("/") if step]
-    if place.startswith("/") and not local:
+    if place.startswith("/"):
         raise InputError(f"the place {place} of a shard is no folder of {redact(url)}")
+    steps = [step for step in folder.split("/") if step]
     for step in place.split("/"):
         if step == "..":
             if not steps:

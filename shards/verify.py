@@ -108,16 +108,21 @@ def _check_table(manifest: Manifest, table: NDArray[Any]) -> list[str]:
 
 
 def _check_shard(manifest: Manifest, index: int, first: int, rows: NDArray[Any] | None) -> list[str]:
+    held = None
     try:
+        if manifest.store_of(index) is not None:
+            held = manifest.open_shard(index)  # a cache may remove what nobody holds
         path = manifest.shard_path(index)
-    except OwnError as error:
-        return [str(error)]  # of a shard at a URL: it cannot be had, or is another one
-    try:
         if manifest.source.get("reader") == INDEX:
             return _compare_members(manifest.shards[index], path, rows)
         return _compare_shard(manifest, index, first, rows)
+    except OwnError as error:
+        return [str(error)]  # of a shard at a URL: it cannot be had, or is another one
     except OSError as error:
         return [_unreadable(manifest.shards[index].file, error)]
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 def _compare_members(shard: Shard, path: Path, rows: NDArray[Any] | None) -> list[str]:

@@ -7,7 +7,11 @@ import os
 import pickle
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,10 +184,12 @@ def test_an_index_that_lies_elsewhere_itself(served: Server, tars: Path, tmp_pat
     assert manifest.fingerprint == local.fingerprint
     assert pictures(manifest) == pictures(local)
     assert pictures(pickle.loads(pickle.dumps(manifest))) == pictures(local)
-    behind = Manifest.load(tars.parent / "index", cache)  # a given cache stands before local folders too
-    assert behind.store_of(0) is not None
-    assert behind.shard_path(0).is_relative_to(cache.root)
-    assert pictures(behind) == pictures(local)
+    (tars / "link").symlink_to(tars.parent / "index")
+    for folder in (tars.parent / "index", tars / "link"):
+        behind = Manifest.load(folder, cache)  # a given cache stands before local folders too
+        assert behind.store_of(0) is not None
+        assert behind.shard_path(0).is_relative_to(cache.root)
+        assert pictures(behind) == pictures(local) == pictures(Manifest.load(folder))
 
 
 @pytest.mark.parametrize(
@@ -357,6 +363,35 @@ def test_a_killed_index_starts_again(tars: Path, tmp_path: Path) -> None:
     indexed(out, tars)
     assert sorted(os.listdir(out)) == ["keys.bin", "manifest.json", "samples.npy"]
     assert verify(out).differences == ()
+
+
+def test_ctrl_c_ends_it_at_once_and_the_next_one_tidies_up(served: Server, tmp_path: Path, cache: Cache) -> None:
+    served.always["tars/00001.tar"] = web.stalls(60)
+    place, environment = f"{served.url}/tars/{{00000..00001}}.tar", os.environ | {"XDG_CACHE_HOME": str(tmp_path / "c")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "index", place, "--out", str(tmp_path / "index")],
+        env=environment,
+        cwd=Path(commands.__file__).parents[1],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        end = time.monotonic() + 60
+        while not list((tmp_path / "c").rglob("00001.tar-*.part")):
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[1].splitlines()[-1] == "alasca: interrupted"
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert not (tmp_path / "index").exists()
+    del served.always["tars/00001.tar"]
+    left = Cache(tmp_path / "c/alasca", seconds=5)
+    indexed(tmp_path / "index", place, cache=left)
+    assert not [path for path in left.root.rglob("*") if path.is_file()]
 
 
 def test_a_full_disk_is_said_in_one_line(tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
