@@ -7,24 +7,37 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
+from typing import TypedDict, Unpack
 
 from shards import interrupts, worker
+from shards.destination import find
 from shards.errors import InputError
-from shards.manifest import Manifest, Shard
+from shards.localfolder import LocalFolder
+from shards.manifest import Manifest
 from shards.noise import Noise
-from shards.plan import Plan, shard_name
+from shards.outline import shard_name
+from shards.part import Part
 from shards.plan import make as make_plan
 from shards.progress import Progress
-from shards.publication import publish
+from shards.publication import publish_build
 from shards.readers.record import Source
-from shards.staging import Staging, check_folder, finished
-from shards.table import SAMPLE_DTYPE
+from shards.staging import Staging, check_folder, finished, sidecars
+
+
+class Options(TypedDict, total=False):
+    """What a build may be asked for; see `build`."""
+
+    seed: int
+    noise: Noise | None
+    resize: int | None
+    samples_per_shard: int
+    workers: int | None
+    allow_missing: float
+    progress: Progress | None
 
 
 def check(
-    out: Path,
+    out: str | Path,
     root: Path | None,
     seed: int,
     resize: int | None,
@@ -41,29 +54,21 @@ def check(
             raise InputError(f"--{name} {value}: must be at least 1")
     if not 0 <= allow_missing < 1:
         raise InputError(f"--allow-missing {allow_missing}: must be a share of the images, from 0 to below 1")
-    if root is not None and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
-        raise InputError(f"--out {out}: lies inside --root {root}; write the shards beside the raw images")
-    check_folder(out)
+    destination = find(out)
+    if root is not None and isinstance(destination, LocalFolder):
+        folder, inside = os.path.realpath(destination.root), os.path.realpath(root)
+        if Path(folder).is_relative_to(inside):
+            raise InputError(f"--out {out}: lies inside --root {root}; write the shards beside the raw images")
+    check_folder(destination)
 
 
-def build(
-    source: Source,
-    out: str | Path,
-    *,
-    seed: int = 0,
-    noise: Noise | None = None,
-    resize: int | None = None,
-    samples_per_shard: int = 1000,
-    workers: int | None = None,
-    allow_missing: float = 0.0,
-    progress: Progress | None = None,
-) -> Manifest:
+def build(source: Source, out: str | Path, **options: Unpack[Options]) -> Manifest:
     """Write the dataset folder `out` from `source` and return it opened.
 
     Records go in one globally shuffled order, so any run of neighbouring ids is a fair sample of the classes. Equal
     records, image bytes and settings give equal bytes, whatever `workers` (default: all CPUs this process may use; 1
     works in this process), and whether or not the build was killed and called again in between. A folder that holds
-    the result already is left alone.
+    the result already is left alone. `out` may be a URL.
 
     resize: pixels of the short side; larger images are shrunk and encoded again, all others keep their bytes. An image
     whose header cannot be read is kept, with width and height 0, and listed in `Manifest.source["unreadable"]`.
@@ -72,41 +77,74 @@ def build(
     `Manifest.source["counts"]`, and said.
 
     Raises InputError, before anything is written, for bad values, for images that are missing or named twice, and for a
-    folder that holds something else; and later where an image or the disk fails, keeping what is finished.
+    folder that holds something else; and later where an image, the disk or a server fails, keeping what is finished.
     """
-    out, progress = Path(out), progress or Progress()
+    manifest = _build(source, out, None, **options)
+    assert manifest is not None
+    return manifest
+
+
+def build_part(source: Source, out: str | Path, part: Part, **options: Unpack[Options]) -> bool:
+    """Write one part of what `build` writes; `shards.merge` makes a dataset of all parts, in whichever folders.
+
+    Returns whether it is still to be merged: not where `out` holds the finished build already. Raises as `build`.
+    """
+    return _build(source, out, part, **options) is None
+
+
+def _build(
+    source: Source,
+    out: str | Path,
+    part: Part | None,
+    *,
+    seed: int = 0,
+    noise: Noise | None = None,
+    resize: int | None = None,
+    samples_per_shard: int = 1000,
+    workers: int | None = None,
+    allow_missing: float = 0.0,
+    progress: Progress | None = None,
+) -> Manifest | None:
+    progress = progress or Progress()
     check(out, source.root, seed, resize, samples_per_shard, workers, allow_missing)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     plan = make_plan(source, seed, noise, resize, samples_per_shard, allow_missing, progress)
+    destination = find(out)
+    name = destination.name
     if plan.missing:
         images = "1 image that is" if plan.missing == 1 else f"{plan.missing:,} images that are"
         progress.say(f"{source.root}: left out {images} not there")
-    if manifest := finished(out, plan.settings):
-        progress.say(f"{out}: holds this very build already; nothing to do")
+    if manifest := finished(destination, plan.settings):
+        progress.say(f"{name}: holds this very build already; nothing to do")
         return manifest
     if noise is not None:
         plan = plan.with_noise(noise, progress)
+    every = [shard_name(index) for index in range(plan.outline.num_shards)]
+    mine = part.shards(len(every)) if part else range(len(every))
     try:
-        with Staging(out, plan.settings, plan.stamp, progress) as staging, _resumable(out, progress):
-            todo = [index for index in range(plan.num_shards) if staging.sidecar(shard_name(index)) is None]
-            if len(todo) < plan.num_shards:
-                progress.say(f"{out}: continuing; {plan.num_shards - len(todo)} of {plan.num_shards} shards are there")
-            progress.start(sum(len(plan.ids(index)) for index in todo), "images")
-            _run(
-                (plan.task(index, out, staging.fingerprint) for index in todo),
-                min(workers, len(todo)),
-                workers,
-                progress.advance,
-            )
-            manifest = _publish(plan, out, staging)
-            staging.remove()
+        staging = Staging(destination, [every[index] for index in mine], plan.settings, plan.build, part, progress)
+        with staging, _resumable(name, progress):
+            todo = [index for index in mine if every[index] in set(staging.todo)]
+            if len(todo) < len(mine):
+                progress.say(f"{name}: continuing; {len(mine) - len(todo)} of {len(mine)} shards are there")
+            progress.start(sum(len(plan.outline.ids(index)) for index in todo), "images")
+            tasks = (plan.task(index, destination) for index in todo)
+            _run(tasks, min(workers, len(todo)), workers, progress.advance)
+            if part:
+                plan.outline.save(destination)
+                return None
+            written = sidecars(destination, every, plan.build, "build")
+            manifest = publish_build(destination, plan.outline, written)
+            destination.remove_build_folder()
     except OSError as error:
-        raise InputError(f"--out {out}: {error.strerror or error}; mend this and run the same again to go on") from None
+        raise InputError(
+            f"--out {name}: {error.strerror or error}; mend this and run the same again to go on"
+        ) from None
     return manifest
 
 
 @contextmanager
-def _resumable(out: Path, progress: Progress) -> Iterator[None]:
+def _resumable(out: str, progress: Progress) -> Iterator[None]:
     """Say on Ctrl-C that nothing is lost."""
     try:
         yield
@@ -146,39 +184,3 @@ def _drain(pending: set[Future[int]], done: Callable[[int], None]) -> set[Future
     for future in ready:
         done(future.result())
     return waiting
-
-
-def _publish(plan: Plan, out: Path, staging: Staging) -> Manifest:
-    table = np.zeros(len(plan.order), dtype=SAMPLE_DTYPE)
-    shards = []
-    unreadable: list[list[str]] = []
-    for index in range(plan.num_shards):
-        sidecar = staging.sidecar(shard_name(index))
-        assert sidecar is not None, f"{shard_name(index)} was written"
-        shards.append(Shard(shard_name(index), *(sidecar[name] for name in ("samples", "bytes", "sha256"))))
-        rows = table[plan.ids(index).start : plan.ids(index).stop]
-        for column in ("offset", "size", "width", "height"):
-            rows[column] = sidecar[column]
-        rows["shard"] = index
-        unreadable += sidecar["unreadable"]
-    keys = [plan.source.records[i].key.encode() for i in plan.order]
-    table["key"][1:] = np.cumsum([len(key) for key in keys[:-1]])
-    table["label"], table["clean_label"] = plan.labels[plan.order], plan.clean[plan.order]
-    source = {name: value for name, value in plan.settings.items() if name not in ("split", "classes", "noise")}
-    source["counts"] = {
-        "images": len(plan.order),
-        "passed_over": plan.source.passed_over,
-        "missing": plan.missing,
-        "unreadable": len(unreadable),
-    }
-    source["unreadable"] = [{"key": key, "reason": reason} for key, reason in unreadable[:5]]
-    return publish(
-        out,
-        split=plan.source.split,
-        classes=plan.source.classes,
-        shards=shards,
-        table=table,
-        keys=b"".join(keys),
-        noise=plan.noise,
-        source=source,
-    )

@@ -1,4 +1,4 @@
-"""The sub-commands `shard`, `inspect` and `verify` of the command line."""
+"""The sub-commands `shard`, `merge`, `inspect` and `verify` of the command line."""
 
 import argparse
 import time
@@ -11,6 +11,12 @@ from shards.readers import LAYOUTS
 _SHARD_EXAMPLES = """examples:
   alasca shard digits --split train --noise symmetric:0.4 --out data/digits/train
   alasca shard imagefolder --root raw/clothing --split train --resize 256 --out data/clothing/train
+  alasca shard imagefolder --root raw/clothing --split train --out s3://bucket/clothing/train
+"""
+_MERGE_EXAMPLE = """example, as a job array of 16:
+  alasca shard clothing1m --root raw/clothing1m --out data/clothing1m/train --part $SLURM_ARRAY_TASK_ID/16
+and when all jobs are done:
+  alasca merge data/clothing1m/train
 """
 
 
@@ -34,6 +40,17 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         for option in layout.options:
             option.add_to(parser)
         parser.set_defaults(run=run_shard, reader=name)
+
+    merge = subparsers.add_parser(
+        "merge",
+        help="make one dataset of the parts that `alasca shard --part I/N` wrote",
+        description="Complete the first folder from the parts in it and in the others, which stay as they are. The\n"
+        "result equals that of one `alasca shard` without --part, byte for byte.",
+        epilog=_MERGE_EXAMPLE,
+        formatter_class=raw,
+    )
+    merge.add_argument("dirs", nargs="+", metavar="DIR|URL", help="folders that hold the parts; one, if all share it")
+    merge.set_defaults(run=run_merge)
 
     inspect = subparsers.add_parser(
         "inspect",
@@ -66,7 +83,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _add_shard_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, metavar="RAW", help="folder of the raw dataset")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
+    parser.add_argument("--out", required=True, metavar="DIR|URL", help="folder to write, new or empty; or s3://...")
     parser.add_argument("--split", help="which split to read (default: train)")
     parser.add_argument(
         "--noise",
@@ -81,6 +98,9 @@ def _add_shard_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="default: 1000")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per CPU)")
     parser.add_argument(
+        "--part", metavar="I/N", help="write part I of N only, from 1 to N: for job arrays; then `alasca merge`"
+    )
+    parser.add_argument(
         "--allow-missing",
         type=float,
         default=0.0,
@@ -92,11 +112,15 @@ def _add_shard_options(parser: argparse.ArgumentParser) -> None:
 def run_shard(args: argparse.Namespace) -> int:
     """Build a dataset folder and say what it holds; raises InputError."""
     from shards import noise, progress
-    from shards.build import build, check
+    from shards.build import build, build_part, check
+    from shards.part import Part
     from shards.readers import find
+    from shards.url import public
 
     began = time.monotonic()
     wanted = noise.parse(args.noise) if args.noise is not None else None
+    part = Part.parse(args.part) if args.part is not None else None
+    out = public(args.out)
     names = ("seed", "resize", "samples_per_shard", "workers", "allow_missing")
     settings = {name: getattr(args, name) for name in names}
     check(args.out, args.root, **settings)  # before the raw dataset is read, which may take minutes
@@ -106,10 +130,31 @@ def run_shard(args: argparse.Namespace) -> int:
             source = find(args.reader)(args.root, args.split, **options)
         for note in source.notes:
             shown.say(f"{args.root}: {note}")
-        manifest = build(source, args.out, noise=wanted, progress=shown, **settings)
+        if part:
+            to_merge = build_part(source, args.out, part, noise=wanted, progress=shown, **settings)
+        else:
+            manifest = build(source, args.out, noise=wanted, progress=shown, **settings)
+    seconds = f"{time.monotonic() - began:.1f} s"
+    if part:
+        then = f"; when all {part.of} are there: alasca merge {out}" if to_merge else ""
+        print(f"{out}: part {part} is there, {seconds}{then}")
+        return 0
     for line in warnings(manifest):
         print(line)
-    print(f"{args.out}: {describe(manifest)}, {time.monotonic() - began:.1f} s")
+    print(f"{out}: {describe(manifest)}, {seconds}")
+    return 0
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    """Make a dataset of its parts and say what it holds; raises InputError."""
+    from shards import progress
+    from shards.merge import merge
+
+    with progress.for_user() as shown:
+        manifest = merge(args.dirs, shown)
+    for line in warnings(manifest):
+        print(line)
+    print(f"{manifest.place}: {describe(manifest)}")
     return 0
 
 

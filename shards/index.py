@@ -1,7 +1,6 @@
 """A manifest for tars that somebody else wrote: they stay as they are and where they are."""
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,8 @@ from shards.cache import Cache
 from shards.contents import Contents
 from shards.errors import InputError
 from shards.image import untrusted
-from shards.manifest import BUILD_FOLDER, INDEX, KEYS, MANIFEST, Manifest, Shard
+from shards.localfolder import BUILD_FOLDER, LocalFolder
+from shards.manifest import INDEX, KEYS, MANIFEST, Manifest, Shard
 from shards.places import Tar, labels_of
 from shards.progress import Progress
 from shards.publication import publish
@@ -23,7 +23,7 @@ from shards.readers.foreign import Fields
 from shards.readers.record import counted, first
 from shards.staging import check_folder
 from shards.store import Store
-from shards.url import is_url
+from shards.url import is_url, redact
 
 _THREADS = 4  # tars at once: one connection seldom fills a line
 _LARGEST = 1 << 36  # bytes of a tar that is fetched: an answer without an end is not one
@@ -58,6 +58,8 @@ def index(
     Raises InputError, and writes nothing, for an `out` that holds something else; for a tar that is damaged, not there,
     the same as another, or has a sample without image or label; and for a label that is no class.
     """
+    if is_url(str(out)):
+        raise InputError(f"--out {redact(str(out))}: the manifest is written to a local folder; copy it afterwards")
     out, cache, progress = Path(out), cache or Cache(), progress or Progress()
     _check(out, tars)
     fields = Fields(label_field, clean_field)
@@ -92,7 +94,7 @@ def index(
         return _same(out, split, names, shards, table, b"".join(keys), source, progress)
     try:
         manifest = publish(
-            out,
+            LocalFolder(out),
             split=split,
             classes=names,
             shards=shards,
@@ -101,7 +103,7 @@ def index(
             noise=None,
             source=source,
         )
-        shutil.rmtree(out / BUILD_FOLDER)  # with what a killed index left
+        LocalFolder(out).remove_build_folder()  # with what a killed index left
     except OSError as error:
         raise InputError(f"--out {out}: {error.strerror or error}; mend this and run the same again") from None
     return manifest
@@ -111,7 +113,7 @@ def _check(out: Path, tars: Sequence[Tar]) -> None:
     """Raise InputError where `out` cannot hold the index: what can be said before anything is read."""
     ours = {tar.name for tar in tars if not tar.remote and os.path.realpath(tar.folder) == os.path.realpath(out)}
     if not ours:
-        check_folder(out)
+        check_folder(LocalFolder(out))
     if (out / MANIFEST).exists():
         there = Manifest.read(out)
         if there.source.get("reader") != INDEX:

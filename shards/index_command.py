@@ -37,7 +37,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="PLACE",
         help="a tar, or a folder of tars: a path or a URL (over http a tar); ranges as in {000..146} are expanded",
     )
-    index.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the manifest")
+    index.add_argument("--out", required=True, metavar="DIR", help="folder for the manifest")
     index.add_argument("--split", default="train", metavar="NAME", help="what to call the split (default: train)")
     for option in _OPTIONS:
         option.add_to(index)
@@ -54,7 +54,7 @@ def run_index(args: argparse.Namespace) -> int:
     began = time.monotonic()
     cache = Cache(seconds=_SECONDS)
     with progress.for_user() as shown:
-        tars = places.find(args.places, cache)
+        tars = places.find(args.places)
         options = {option.name: getattr(args, option.name) for option in _OPTIONS}
         manifest = index(tars, args.out, split=args.split, cache=cache, progress=shown, **options)
     for line in warnings(manifest):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from shards.cache import Cache
 from shards.errors import InputError
+from shards.localfolder import BUILD_FOLDER
 from shards.names import check_classes
 from shards.shard import File, Folder, folder_of
 from shards.shard import Shard as Shard  # a part of the schema
@@ -33,7 +34,6 @@ from shards.url import is_url
 SCHEMA = 1
 MANIFEST, SAMPLES, KEYS = "manifest.json", "samples.npy", "keys.bin"
 INDEX = "index"  # the "reader" in the source of a dataset whose tars others wrote: their layout is not ours
-BUILD_FOLDER = ".build"  # there while a build is unfinished
 NO_PERMISSION = "Permission denied"
 
 
@@ -101,6 +101,8 @@ class Manifest:
             raise InputError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
         file = root / MANIFEST
         if not file.exists():
+            if next(root.glob(f"{BUILD_FOLDER}/part-*.json"), None):
+                raise InputError(f"{root}: holds parts of a build; `alasca merge` them when all are finished")
             if (root / BUILD_FOLDER).is_dir():
                 raise InputError(f"{root}: half-finished; run its `alasca shard` or `alasca index` again to finish it")
             names = sorted(entry.name for entry in root.iterdir())

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.cache import Cache
 from shards.errors import InputError
 from shards.names import check_shard_name
 from shards.readers.foreign import tars
-from shards.store import Store
+from shards.remotefolder import RemoteFolder
 from shards.url import LOCAL, check, is_url, join, redact
 
 MOST = 1_000_000  # tars
@@ -36,7 +35,7 @@ class Tar(NamedTuple):
         return join(self.folder, self.name) if self.remote else os.path.join(self.folder, self.name)
 
 
-def find(places: Sequence[str], cache: Cache) -> list[Tar]:
+def find(places: Sequence[str]) -> list[Tar]:
     """Return the tars that all places mean, in their order; of a folder its *.tar, sorted by name.
 
     A place is a tar, or a folder of tars, each a path or a URL; ranges in braces, as in `train-{000..146}.tar`, are
@@ -51,7 +50,7 @@ def find(places: Sequence[str], cache: Cache) -> list[Tar]:
         raise InputError(f"{count:,} tars are more than {MOST:,}; are the braces meant so?")
     for place in places:
         for one in _expanded(place):
-            for tar in _at_url(one, cache) if is_url(one) else _at_path(one):
+            for tar in _at_url(one) if is_url(one) else _at_path(one):
                 if tar in found:
                     raise InputError(f"{tar.where}: named twice; index each tar once")
                 found[tar] = None
@@ -71,7 +70,7 @@ def labels_of(tars: Sequence[Tar]) -> list[str]:
     return names
 
 
-def _at_url(url: str, cache: Cache) -> Iterable[Tar]:
+def _at_url(url: str) -> Iterable[Tar]:
     scheme = check(url)
     if scheme in LOCAL:
         return _at_path(url.partition("://")[2])
@@ -85,7 +84,8 @@ def _at_url(url: str, cache: Cache) -> Iterable[Tar]:
     if scheme in ("http", "https"):
         raise InputError(f"{url}: folders cannot be listed over {scheme}; name the tars, as in {url}/{{000..146}}.tar")
     folder = url.rstrip("/")
-    return [_tar(folder, name) for name in tars(folder, Store(folder, cache).names())]
+    files = (name for name, size in RemoteFolder(folder).entries().items() if size is not None)
+    return [_tar(folder, name) for name in tars(folder, files)]
 
 
 def _at_path(place: str) -> Iterable[Tar]:

@@ -7,27 +7,25 @@ import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.destination import Destination
 from shards.draws import Stream, permutation
 from shards.errors import InputError
 from shards.names import check_classes
 from shards.noise import Noise
 from shards.noise import apply as apply_noise
+from shards.outline import Outline, shard_name
 from shards.progress import Progress
 from shards.readers.record import Record, Source, first
+from shards.table import SAMPLE_DTYPE
 from shards.worker import Task
 
 _CHUNK = 4096  # files that a thread looks at in one go
-
-
-def shard_name(index: int) -> str:
-    """Return the file name of shard `index`; names sort as their numbers do."""
-    return f"shard-{index:06d}.tar"
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Plan:
 
     source: Source
     settings: dict[str, Any]
-    stamp: str  # identifies the raw files; holds their times, which must not reach the manifest
+    stamp: str  # of the raw files' times, which must not reach the manifest
     order: NDArray[np.int64]  # id -> record
     labels: NDArray[np.int32]
     clean: NDArray[np.int32]
@@ -44,19 +42,24 @@ class Plan:
     noise: dict[str, Any] | None
     missing: int  # images that the reader named and that are not there; they are in none of the above
 
-    @property
-    def num_shards(self) -> int:
-        """Number of shards; the last may be smaller."""
-        return math.ceil(len(self.order) / self.settings["samples_per_shard"])
+    @cached_property
+    def outline(self) -> Outline:
+        """What all parts of the build agree on."""
+        table = np.zeros(len(self.order), dtype=SAMPLE_DTYPE)
+        keys = [self.source.records[i].key.encode() for i in self.order]
+        table["key"][1:] = np.cumsum([len(key) for key in keys[:-1]])
+        table["label"], table["clean_label"] = self.labels[self.order], self.clean[self.order]
+        counts = {"images": len(self.order), "passed_over": self.source.passed_over, "missing": self.missing}
+        return Outline(self.settings, counts, self.noise, table, b"".join(keys))
 
-    def ids(self, index: int) -> range:
-        """Return the ids in shard `index`."""
-        step: int = self.settings["samples_per_shard"]
-        return range(index * step, min((index + 1) * step, len(self.order)))
+    @cached_property
+    def build(self) -> str:
+        """Fingerprint of the outline and of the raw files as they are: a finished shard is used again by its own."""
+        return hashlib.sha256(f"{self.outline.fingerprint} {self.stamp}".encode()).hexdigest()
 
-    def task(self, index: int, out: Path, build: str) -> Task:
-        """Return what a worker needs to write shard `index` into `out`; `build` is the fingerprint of the build."""
-        ids = self.ids(index)
+    def task(self, index: int, out: Destination) -> Task:
+        """Return what a worker needs to write shard `index` into `out`."""
+        ids = self.outline.ids(index)
         chosen = self.order[ids.start : ids.stop]
         return Task(
             out,
@@ -67,7 +70,7 @@ class Plan:
             self.sizes[chosen].tolist(),
             self.source.root,
             self.settings["resize"],
-            build,
+            {"build": self.build, "outline": self.outline.fingerprint},
         )
 
     def with_noise(self, noise: Noise, progress: Progress) -> Self:
@@ -79,10 +82,8 @@ class Plan:
         labels = apply_noise(noise, self.source, seed, progress)
         # Who asks for noise takes the given labels as true.
         clean = np.where(self.clean < 0, self.labels, self.clean)
-        # Another Pillow may decode other pixels, hence other labels: an unfinished build must not mix the two.
-        stamp = hashlib.sha256(self.stamp.encode() + labels.tobytes()).hexdigest()
         record = noise.record(seed, self.labels, labels)
-        return replace(self, labels=labels, clean=clean, stamp=stamp, noise=record)
+        return replace(self, labels=labels, clean=clean, noise=record)
 
 
 def make(

@@ -3,16 +3,15 @@
 import hashlib
 import io
 import json
-import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.destination import Destination
+from shards.localfolder import LocalFolder
 from shards.manifest import (
-    BUILD_FOLDER,
     KEYS,
     MANIFEST,
     SAMPLES,
@@ -21,24 +20,12 @@ from shards.manifest import (
     Shard,
 )
 from shards.names import check_classes, check_shard_name
+from shards.outline import Outline, shard_name
 from shards.table import SAMPLE_DTYPE
 
 
-def replace(path: Path, data: bytes, staging: Path) -> None:
-    """Put `data` at `path` at once: through a temporary file in `staging` (same file system), synced to disk."""
-    temporary = staging / f"{path.name}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def publish(
-    root: Path,
+    destination: Destination,
     *,
     split: str,
     classes: Sequence[str],
@@ -48,7 +35,7 @@ def publish(
     noise: dict[str, Any] | None,
     source: dict[str, Any],
 ) -> Manifest:
-    """Write table, keys and, last, the manifest into `root`, where the shards already lie; return it opened.
+    """Write table, keys and, last, the manifest into a folder, where the shards already lie; return it opened.
 
     table: SAMPLE_DTYPE [N], in the order of shard and offset. keys: the blob that its `key` field points into.
     """
@@ -56,13 +43,12 @@ def publish(
     check_classes(classes)
     for shard in shards:
         check_shard_name(shard.name)
-    staging = root / BUILD_FOLDER
-    staging.mkdir(parents=True, exist_ok=True)
+    destination.prepare()
     samples = io.BytesIO()
     np.save(samples, table, allow_pickle=False)
     files = {SAMPLES: samples.getvalue(), KEYS: keys}
     for name, data in files.items():
-        replace(root / name, data, staging)
+        destination.write(name, data)
     document = {
         "schema": SCHEMA,
         "split": split,
@@ -73,10 +59,38 @@ def publish(
         "shards": [shard.document() for shard in shards],
     }
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    replace(root / MANIFEST, text.encode(), staging)
-    directory = os.open(root, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-    return Manifest.load(root)
+    destination.write(MANIFEST, text.encode())
+    destination.sync()
+    if isinstance(destination, LocalFolder):
+        return Manifest.load(destination.root)
+    return Manifest.read(destination.url)  # its table, which has just been sent, need not come back
+
+
+def publish_build(destination: Destination, outline: Outline, sidecars: Iterable[dict[str, Any] | None]) -> Manifest:
+    """Publish a build whose shards are all there, with a sidecar each, in order; return its manifest."""
+    table = outline.table.copy()
+    shards = []
+    unreadable: list[list[str]] = []
+    for index, sidecar in enumerate(sidecars):
+        assert sidecar is not None, f"{shard_name(index)} was written"
+        shards.append(Shard(shard_name(index), *(sidecar[name] for name in ("samples", "bytes", "sha256"))))
+        rows = table[outline.ids(index).start : outline.ids(index).stop]
+        for column in ("offset", "size", "width", "height"):
+            rows[column] = sidecar[column]
+        rows["shard"] = index
+        unreadable += sidecar["unreadable"]
+    assert len(shards) == outline.num_shards, "every shard was written"
+    settings = outline.settings
+    source = {name: value for name, value in settings.items() if name not in ("split", "classes", "noise")}
+    source["counts"] = outline.counts | {"unreadable": len(unreadable)}
+    source["unreadable"] = [{"key": key, "reason": reason} for key, reason in unreadable[:5]]
+    return publish(
+        destination,
+        split=settings["split"],
+        classes=settings["classes"],
+        shards=shards,
+        table=table,
+        keys=outline.keys,
+        noise=outline.noise,
+        source=source,
+    )

@@ -1,7 +1,9 @@
-"""One attempt to copy one file from a URL, and whether another attempt could help where it fails."""
+"""One attempt to reach a file at a URL, and whether another attempt could help where it fails."""
 
 import errno
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,16 @@ def copy(url: str, path: Path, limit: int, seconds: float, stall: float) -> None
         Refused, NotThere, Failed, TooLong, NoRoom: it did not arrive whole; the text never holds a secret of the URL.
         InputError: a URL that is not read, or whose package is not installed.
     """
-    system = _filesystem(url, stall)
+    system = filesystem(url, stall)
+    with calling(stall):
+        system.get_file(path_in(system, url), str(path), callback=_watch(limit, seconds))
+
+
+@contextmanager
+def calling(stall: float) -> Iterator[None]:
+    """Within, whatever a file system raises becomes one of the errors above; what we raise ourselves stays."""
     try:
-        system.get_file(_path(system, url), str(path), callback=_watch(limit, seconds))
+        yield
     except (Failed, InputError):
         raise
     except OSError as error:
@@ -55,19 +64,6 @@ def copy(url: str, path: Path, limit: int, seconds: float, stall: float) -> None
         raise _judged(error, stall) from None
     except Exception as error:  # every file system has its own
         raise _judged(error, stall) from None
-
-
-def listed(url: str, stall: float) -> list[str]:
-    """Return the names of the files directly in a folder, sorted; raises as `copy` does.
-
-    Not over HTTP, which has no listings: pages with links are something else.
-    """
-    system = _filesystem(url, stall)
-    try:
-        found = system.ls(_path(system, url), detail=True)
-    except Exception as error:  # every file system has its own
-        raise _judged(error, stall) from None
-    return sorted(entry["name"].rpartition("/")[2] for entry in found if entry["type"] == "file")
 
 
 def _judged(error: Exception, stall: float) -> Exception:
@@ -88,8 +84,12 @@ def _judged(error: Exception, stall: float) -> Exception:
     return Failed(f"{type(error).__name__}: {words}" if words else type(error).__name__)
 
 
-def _filesystem(url: str, stall: float) -> Any:
-    """The file system of a URL; fsspec keeps one per process and options."""
+def filesystem(url: str, stall: float) -> Any:
+    """Return the file system of a URL; fsspec keeps one per process and options.
+
+    Raises:
+        InputError: a URL that is not read, or whose package is not installed.
+    """
     import fsspec
 
     scheme = check(url)
@@ -114,7 +114,8 @@ def _filesystem(url: str, stall: float) -> Any:
     return system
 
 
-def _path(system: Any, url: str) -> str:
+def path_in(system: Any, url: str) -> str:
+    """Return a URL as its file system names it."""
     path: str = system._strip_protocol(url)
     return path
 

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shards.errors import InputError
 from shards.image import FORMATS, MAX_PIXELS, untrusted
+from shards.localfolder import replace
 from shards.manifest import Manifest
-from shards.publication import replace
 
 MOST = 1000  # pictures
 COLUMNS = 8

@@ -14,7 +14,7 @@ from uuid import uuid4
 from shards import cache as files
 from shards.cache import Cache
 from shards.errors import InputError, OwnError
-from shards.remote import Failed, NoRoom, NotThere, Refused, TooLong, copy, listed
+from shards.remote import Failed, NoRoom, NotThere, Refused, TooLong, copy
 from shards.url import LOCAL, check, folder_name, is_url, join, redact
 
 _WRONG_TRIES = 4  # of a file that arrives, but is another one
@@ -22,7 +22,6 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between tries; doubles
 _LONGEST_STALL = 30.0  # seconds without a byte
 _POLL = 0.05  # seconds between looks at what another process fetches
 _LARGEST_MANIFEST = 1 << 30
-_LIST_WAITS = (0.5, 2.0)  # seconds between tries to list a folder
 
 
 @dataclass(frozen=True)
@@ -116,23 +115,6 @@ class Store:
             yield files.part_of(path)
         finally:
             files.abandon(part, path)
-
-    def names(self) -> list[str]:
-        """Return the names of the files in the folder, sorted.
-
-        Raises:
-            OwnError: the folder is not there or cannot be listed in time.
-        """
-        for wait in (*_LIST_WAITS, None):
-            try:
-                return listed(self.url, min(_LONGEST_STALL, self.cache.seconds / 5))
-            except Refused as error:
-                raise OwnError(f"{self.name}: {error}; see to the address") from None
-            except Failed as error:
-                if wait is None:
-                    raise OwnError(f"{self.name}: cannot be listed: {error}; see to the server") from None
-            time.sleep(wait)
-        raise AssertionError("the last try returns or raises")
 
     def _fetch(self, name: str, path: Path, part: int, length: int, sha256: str | None, once: bool = False) -> None:
         """Fill `path`, which is open as `part`, with the right content and put it on the disk."""

@@ -10,10 +10,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
+from shards.destination import Destination
 from shards.errors import InputError
 from shards.image import measure, shrink, untrusted
-from shards.manifest import BUILD_FOLDER
-from shards.publication import replace
+from shards.localfolder import BUILD_FOLDER
 from shards.readers.record import Record, content
 from shards.tar import index_tar, open_writer, stem
 
@@ -21,7 +21,7 @@ from shards.tar import index_tar, open_writer, stem
 class Task(NamedTuple):
     """One shard to write; `first` is the id of its first record."""
 
-    out: Path
+    out: Destination
     name: str
     first: int
     records: list[Record]
@@ -29,7 +29,7 @@ class Task(NamedTuple):
     sizes: list[int]  # bytes of each image when the build was planned
     root: Path | None
     resize: int | None
-    build: str  # fingerprint of the build; a finished shard is used again by this build alone
+    fingerprints: dict[str, str]  # "build": a finished shard is used again by this one; "outline": merged with these
 
 
 def start(stop: Connection) -> None:
@@ -51,38 +51,31 @@ def start(stop: Connection) -> None:
 def write_shard(task: Task) -> int:
     """Write a shard, then its sidecar in the build folder; return the number of samples.
 
-    Raises InputError where an image cannot be read or has another size than planned, OSError where writing fails.
+    Raises InputError where an image cannot be read or has another size than planned or a URL cannot be written, OSError
+    where writing to a local folder fails.
     """
-    staging = task.out / BUILD_FOLDER
-    temporary = staging / f"{task.name}.{os.getpid()}.tmp"
     sizes: list[tuple[int, int]] = []
     unreadable: list[tuple[str, str]] = []
-    try:
-        with open(temporary, "w+b") as file, untrusted():
-            with open_writer(file) as tar:
-                for position, record in enumerate(task.records):
-                    data = _read(task, position)
-                    try:
-                        if task.resize:
-                            data = shrink(data, record.extension, task.resize)
-                        sizes.append(measure(data))
-                    except ValueError as error:
-                        sizes.append((0, 0))
-                        unreadable.append((record.key, str(error)))
-                    cls = str(task.labels[position]).encode()
-                    tar.write({"__key__": stem(task.first + position), record.extension: data, "cls": cls})
-            file.flush()
-            os.fsync(file.fileno())
-            images = [member for member in index_tar(file) if not member.name.endswith(".cls")]
-            assert len(images) == len(task.records), "one image per record"
-            length = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.replace(temporary, task.out / task.name)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sidecar = {
-        "build": task.build,
+    with task.out.temporary(task.name) as file, untrusted():
+        with open_writer(file) as tar:
+            for position, record in enumerate(task.records):
+                data = _read(task, position)
+                try:
+                    if task.resize:
+                        data = shrink(data, record.extension, task.resize)
+                    sizes.append(measure(data))
+                except ValueError as error:
+                    sizes.append((0, 0))
+                    unreadable.append((record.key, str(error)))
+                cls = str(task.labels[position]).encode()
+                tar.write({"__key__": stem(task.first + position), record.extension: data, "cls": cls})
+        images = [member for member in index_tar(file) if not member.name.endswith(".cls")]
+        assert len(images) == len(task.records), "one image per record"
+        length = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        task.out.put(file, task.name)
+    sidecar = task.fingerprints | {
         "samples": len(images),
         "bytes": length,
         "sha256": digest,
@@ -92,7 +85,7 @@ def write_shard(task: Task) -> int:
         "height": [height for _, height in sizes],
         "unreadable": unreadable,
     }
-    replace(staging / f"{task.name}.json", json.dumps(sidecar).encode(), staging)
+    task.out.write(f"{BUILD_FOLDER}/{task.name}.json", json.dumps(sidecar).encode())
     return len(images)
 
 

@@ -140,7 +140,9 @@ def test_bad_folders_write_nothing(raw: Path, tmp_path: Path, contents: Contents
         (tmp_path / "mine/thesis.txt", "is a file"),
         (tmp_path / "mine/thesis.txt/deeper", "is a file"),
         (raw / "shards", "lies inside --root"),
-        ("s3://bucket/train", "local folder"),
+        ("http://server/train", "--out http://server/train: nothing is written over http"),
+        ("s3:/bucket/train", "a URL has two slashes"),
+        ("pipe:cat", "run a command"),
     ]:
         with pytest.raises(InputError, match=words):
             again(raw, out)

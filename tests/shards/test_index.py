@@ -64,7 +64,7 @@ def alasca(*arguments: object) -> int:
 
 
 def indexed(out: Path, *given: object, cache: Cache | None = None, **options: str) -> Manifest:
-    found = places.find([str(place) for place in given], cache or Cache())
+    found = places.find([str(place) for place in given])
     return index(found, out, cache=cache, **options)
 
 
@@ -324,7 +324,7 @@ def test_one_tar_under_two_names_is_refused(tmp_path: Path) -> None:
 
 def test_what_a_folder_holds_already(tars: Path, built: Manifest, copied: Path, tmp_path: Path) -> None:
     fails(r"holds another dataset; name another folder", tars, "--out", copied)
-    fails(r"shards are written to a local folder", tars, "--out", "s3://bucket/index")
+    fails(r"the manifest is written to a local folder", tars, "--out", "s3://bucket/index")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").touch()
     fails(r"holds other files \(notes\.txt\)", tars, "--out", tmp_path / "full")

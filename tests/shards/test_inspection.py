@@ -9,6 +9,7 @@ import pytest
 from shards import commands, inspection
 from shards.errors import InputError
 from shards.inspection import Labels
+from shards.localfolder import LocalFolder
 from shards.manifest import Manifest, Shard
 from shards.publication import publish
 from shards.table import SAMPLE_DTYPE
@@ -35,7 +36,7 @@ def write(root: Path, table: np.ndarray, classes: int, keys: list[str] | None = 
     names = [name.encode() for name in keys or [f"{i}.jpg" for i in range(len(table))]]
     table["key"] = np.cumsum([0, *(len(name) for name in names[:-1])])
     return publish(
-        root,
+        LocalFolder(root),
         split="train",
         classes=[f"class {i}" for i in range(classes)],
         shards=[Shard("a.tar", len(table), 0, "0" * 64)],

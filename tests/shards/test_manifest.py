@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from shards.errors import InputError
+from shards.localfolder import LocalFolder
 from shards.manifest import Manifest, Shard
 from shards.publication import publish
 from shards.table import SAMPLE_DTYPE
@@ -47,7 +48,7 @@ def test_keys_of_any_text(tmp_path: Path) -> None:
     table["key"][1:] = np.cumsum([len(key.encode()) for key in keys[:-1]])
     (tmp_path / "s.tar").write_bytes(b"xyz")
     manifest = publish(
-        tmp_path,
+        LocalFolder(tmp_path),
         split="test",
         classes=["one"],
         shards=[Shard("s.tar", 4, 3, "0" * 64)],

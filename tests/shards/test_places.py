@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from shards import places
-from shards.cache import Cache
 from shards.errors import InputError
 from shards.places import Tar, find, labels_of
 
@@ -20,9 +19,9 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     def ask(*args: object) -> None:
         raise AssertionError(f"asked for {args}")
 
-    monkeypatch.setattr("shards.store.listed", ask)
-    monkeypatch.setattr("shards.store.copy", ask)
-    return lambda *given: [tar.where.removeprefix(f"{tmp_path}/") for tar in find(given, Cache(tmp_path / "cache"))]
+    monkeypatch.setattr("shards.remote.filesystem", ask)
+    monkeypatch.setattr("shards.remotefolder.filesystem", ask)
+    return lambda *given: [tar.where.removeprefix(f"{tmp_path}/") for tar in find(given)]
 
 
 def touch(*names: str) -> None:

@@ -36,10 +36,10 @@ def test_tars_at_a_server_train_as_those_in_a_folder(
     configured: Configured, world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root, cache = tars(tmp_path / "tars", [i * 7 % 3 for i in range(96)]), Cache(tmp_path / "passing", seconds=5)
-    local = index(find([str(root)], cache), tmp_path / "local")
+    local = index(find([str(root)]), tmp_path / "local")
     with serving(tmp_path) as server:
         place = [f"{server.url}/tars/{{000..007}}.tar"]
-        remote = index(find(place, cache), tmp_path / "remote", cache=cache)
+        remote = index(find(place), tmp_path / "remote", cache=cache)
         assert remote.fingerprint == local.fingerprint
         changes = {
             "run__max_steps": 2,
@@ -67,7 +67,7 @@ def test_sorted_tars_are_told_at_the_start(
     configured: Configured, world: World, photos: Manifest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root = tars(tmp_path / "tars", sorted(i % 3 for i in range(96)))
-    manifest = index(find([str(root)], Cache()), tmp_path / "index")
+    manifest = index(find([str(root)]), tmp_path / "index")
     same = {"data__micro_batch": 4, "eval__test": {"data": str(manifest.root)}}
     config = configured(data__train=str(manifest.root), run__max_steps=1, **same)
     trained(config, world)
