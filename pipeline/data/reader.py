@@ -20,7 +20,7 @@ class ShardReader:
         Of a cache, no more are kept open: it cannot remove a shard that is.
         """
         self._manifest = manifest
-        self._most = _OPEN_SHARDS if manifest.store is None else max(1, min(at_once, _OPEN_SHARDS))
+        self._most = max(1, min(at_once, _OPEN_SHARDS)) if manifest.fetches else _OPEN_SHARDS
         self._descriptors: OrderedDict[int, int] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
