@@ -3,13 +3,10 @@
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from shards import index_command
+from shards.headline import describe, warnings
 from shards.readers import LAYOUTS
-from shards.readers.record import counted
-
-if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --help is quick
-    from shards.manifest import Manifest
 
 _SHARD_EXAMPLES = """examples:
   alasca shard digits --split train --noise symmetric:0.4 --out data/digits/train
@@ -41,13 +38,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         )
         _add_shard_options(parser)
         for option in layout.options:
-            parser.add_argument(
-                f"--{option.name.replace('_', '-')}",
-                help=option.help,
-                metavar=option.metavar,
-                choices=option.choices,
-                default=option.default,
-            )
+            option.add_to(parser)
         parser.set_defaults(run=run_shard, reader=name)
 
     merge = subparsers.add_parser(
@@ -86,6 +77,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     verify.add_argument("dir", metavar="DIR", help="a folder written by `alasca shard`")
     verify.set_defaults(run=run_verify)
+
+    index_command.register(subparsers)
 
 
 def _add_shard_options(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +139,7 @@ def run_shard(args: argparse.Namespace) -> int:
         then = f"; when all {part.of} are there: alasca merge {out}" if to_merge else ""
         print(f"{out}: part {part} is there, {seconds}{then}")
         return 0
-    for line in _warnings(manifest):
+    for line in warnings(manifest):
         print(line)
     print(f"{out}: {describe(manifest)}, {seconds}")
     return 0
@@ -159,7 +152,7 @@ def run_merge(args: argparse.Namespace) -> int:
 
     with progress.for_user() as shown:
         manifest = merge(args.dirs, shown)
-    for line in _warnings(manifest):
+    for line in warnings(manifest):
         print(line)
     print(f"{manifest.place}: {describe(manifest)}")
     return 0
@@ -177,7 +170,7 @@ def run_inspect(args: argparse.Namespace) -> int:
         drawn = sheet.draw(manifest, args.sheet, images=args.images, seed=args.seed)
         lines += ["", f"{args.sheet}: {drawn.pictures:,} pictures, {drawn.undecodable:,} of them cannot be decoded"]
     print(f"{public(args.dir)}: {describe(manifest)}")
-    for line in [*_warnings(manifest), *lines]:
+    for line in [*warnings(manifest), *lines]:
         print(line)
     if manifest.store is None:
         print(f"\nthis was a look; `alasca verify {args.dir}` hashes everything")
@@ -192,7 +185,7 @@ def run_verify(args: argparse.Namespace) -> int:
     with progress.for_user() as shown:
         report = verify(args.dir, shown)
     print(f"{args.dir}: {describe(report.manifest)}")
-    lines = _warnings(report.manifest)
+    lines = warnings(report.manifest)
     if report.labels is not None:
         lines += inspection.class_lines(report.manifest.classes, report.labels)
         lines += inspection.noise_lines(report.labels)
@@ -207,25 +200,3 @@ def run_verify(args: argparse.Namespace) -> int:
         else f"{args.dir}: every byte is as the manifest says"
     )
     return 1 if count else 0
-
-
-def describe(manifest: "Manifest") -> str:
-    """Return one line: images, classes, shards, size, noise."""
-    noise = "no noise added"
-    if manifest.noise:
-        noise = f"{manifest.noise['kind']} noise on {manifest.noise['realised']:.2%} of the labels"
-    size = sum(shard.bytes for shard in manifest.shards)
-    return (
-        f"{counted(manifest.num_samples, 'image')}, {counted(manifest.num_classes, 'class', 'es')}, "
-        f"{counted(len(manifest.shards), 'shard')}, "
-        f"{size / 1e6:,.1f} MB, {noise}"
-    )
-
-
-def _warnings(manifest: "Manifest") -> list[str]:
-    count = manifest.source["counts"]["unreadable"]
-    if not count:
-        return []
-    first = "; ".join(f"{bad['key']}: {bad['reason']}" for bad in manifest.source["unreadable"])
-    images = counted(count, "image")
-    return [f"WARNING  {images} cannot be read; kept as they are, training gives them no weight ({first})"]

@@ -6,7 +6,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,7 +101,13 @@ class Store:
                 return descriptor
 
     def anew(self, name: str) -> bytes:
-        """Fetch the content of the one file whose digest nobody knows.
+        """Fetch the content of the one file of a dataset whose digest nobody knows; raises OwnError as `passing`."""
+        with self.passing(name, _LARGEST_MANIFEST) as path:
+            return path.read_bytes()
+
+    @contextmanager
+    def passing(self, name: str, limit: int) -> Iterator[Path]:
+        """Fetch a file of at most `limit` bytes of which nobody knows the digest; it is there within the block alone.
 
         Raises:
             OwnError: it cannot be had in time.
@@ -109,8 +116,8 @@ class Store:
         while (part := files.claim(path)) is None:
             pass  # the name is ours alone, but another process may be sweeping
         try:
-            self._fetch(name, files.part_of(path), part, _LARGEST_MANIFEST, None)
-            return os.pread(part, os.fstat(part).st_size, 0)
+            self._fetch(name, files.part_of(path), part, limit, None)
+            yield files.part_of(path)
         finally:
             files.abandon(part, path)
 
@@ -135,7 +142,7 @@ class Store:
             left = began + self.cache.seconds - time.monotonic()
             try:
                 # A longer file is let in, so that its digest can be told; only its excess is not.
-                copy(url, path, 2 * length + 2**20, max(1.0, left), stall)
+                copy(url, path, 2 * length + 2**20 if sha256 else length, max(1.0, left), stall)
                 os.fsync(part)
                 reason = _difference(part, path, length, sha256)
                 if reason is None:
@@ -155,7 +162,7 @@ class Store:
                     continue
                 raise OwnError(
                     f"the cache {self.cache.root} has no room for {redact(url)} ({error.strerror}): free some, lower"
-                    " data.cache_gb, or set data.cache to another disk"
+                    " data.cache_gb, or set data.cache (outside a run XDG_CACHE_HOME) to another disk"
                 ) from None
             spent = time.monotonic() - began
             if once or wrong == _WRONG_TRIES or spent + wait > self.cache.seconds:

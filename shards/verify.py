@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import InputError
+from shards.errors import InputError, OwnError
 from shards.inspection import Labels
-from shards.manifest import KEYS, NO_PERMISSION, SAMPLES, Manifest
+from shards.manifest import INDEX, KEYS, NO_PERMISSION, SAMPLES, Manifest, Shard
 from shards.progress import Progress
+from shards.readers.members import members
 from shards.tar import DamagedTar, index_tar, stem
 from shards.url import is_url, redact
 
@@ -44,11 +45,11 @@ def verify(path: str | Path, progress: Progress | None = None) -> Report:
     if is_url(str(path)):
         raise InputError(f"{redact(str(path))}: verify reads local folders; what is fetched is verified on arrival")
     manifest = Manifest.read(path)
-    listed = {shard.name for shard in manifest.shards}
+    listed = {shard.name for shard in manifest.shards if not shard.place} | set(manifest.source.get("empty", ()))
     extra = sorted(file.name for file in manifest.root.glob("*.tar") if file.name not in listed)
     differences = manifest.problems() + [f"{name} is not in the manifest" for name in extra]
     for name, file in manifest.files.items():
-        differences += _compare_digest(manifest.root / name, file.sha256)
+        differences += _compare_digest(manifest.root / name, name, file.sha256)
     table = _table(manifest)
     if table is not None:
         differences += _check_table(manifest, table)
@@ -75,20 +76,20 @@ def _table(manifest: Manifest) -> NDArray[Any] | None:
         return None  # `problems` has said so
 
 
-def _compare_digest(path: Path, expected: str) -> list[str]:
+def _compare_digest(path: Path, name: str, expected: str) -> list[str]:
     try:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        return [_unreadable(path, error)]
-    return [f"{path.name}: its SHA-256 is not the manifest's"] if digest != expected else []
+        return [_unreadable(name, error)]
+    return [f"{name}: its SHA-256 is not the manifest's"] if digest != expected else []
 
 
-def _unreadable(path: Path, error: OSError) -> str:
+def _unreadable(name: str, error: OSError) -> str:
     """Return a line that is `Manifest.problems`' own where that has said it already."""
     if isinstance(error, FileNotFoundError):
-        return f"{path.name} is missing"
-    return f"{path.name} cannot be read ({NO_PERMISSION if isinstance(error, PermissionError) else error.strerror})"
+        return f"{name} is missing"
+    return f"{name} cannot be read ({NO_PERMISSION if isinstance(error, PermissionError) else error.strerror})"
 
 
 def _check_table(manifest: Manifest, table: NDArray[Any]) -> list[str]:
@@ -107,16 +108,42 @@ def _check_table(manifest: Manifest, table: NDArray[Any]) -> list[str]:
 
 
 def _check_shard(manifest: Manifest, index: int, first: int, rows: NDArray[Any] | None) -> list[str]:
-    path = manifest.shard_path(index)
+    held = None
     try:
+        if manifest.store_of(index) is not None:
+            held = manifest.open_shard(index)  # a cache may remove what nobody holds
+        path = manifest.shard_path(index)
+        if manifest.source.get("reader") == INDEX:
+            return _compare_members(manifest.shards[index], path, rows)
         return _compare_shard(manifest, index, first, rows)
+    except OwnError as error:
+        return [str(error)]  # of a shard at a URL: it cannot be had, or is another one
     except OSError as error:
-        return [_unreadable(path, error)]
+        return [_unreadable(manifest.shards[index].file, error)]
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _compare_members(shard: Shard, path: Path, rows: NDArray[Any] | None) -> list[str]:
+    """Compare a tar that others wrote: its digest, and that every row of the table is one of its files."""
+    found = _compare_digest(path, shard.file, shard.sha256)
+    try:
+        there = {(member.offset, member.size) for member in members(path, shard.file)}
+    except InputError as error:
+        return [*found, str(error)]
+    places = [] if rows is None else zip(rows["offset"].tolist(), rows["size"].tolist(), strict=True)
+    astray = [place for place in places if place not in there]
+    if astray:
+        found.append(
+            f"{shard.file}: {len(astray):,} samples do not lie where the table says, first at {astray[0][0]:,}"
+        )
+    return found
 
 
 def _compare_shard(manifest: Manifest, index: int, first: int, rows: NDArray[Any] | None) -> list[str]:
     shard, path = manifest.shards[index], manifest.shard_path(index)
-    found = _compare_digest(path, shard.sha256)
+    found = _compare_digest(path, shard.file, shard.sha256)
     count = 0
     with open(path, "rb") as file:
         members = index_tar(file)

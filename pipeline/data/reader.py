@@ -6,8 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 from shards.errors import OwnError
-from shards.manifest import SAMPLES, Manifest
-from shards.readers import LAYOUTS
+from shards.manifest import INDEX, SAMPLES, Manifest
 from shards.tar import LEAD, precedes
 
 # A rank reads from (its lanes x data.shuffle_shards) shards at once. Half of what the system allows a process.
@@ -23,9 +22,9 @@ class ShardReader:
         Of a cache, no more are kept open: it cannot remove a shard that is.
         """
         self._manifest = manifest
-        # In a tar that somebody else wrote, names say nothing about the order.
-        self._named = manifest.source.get("reader") in LAYOUTS
-        self._most = _OPEN_SHARDS if manifest.store is None else max(1, min(at_once, _OPEN_SHARDS))
+        # In tars that somebody else wrote, names say nothing about the order.
+        self._named = manifest.source.get("reader") != INDEX
+        self._most = max(1, min(at_once, _OPEN_SHARDS)) if manifest.fetches else _OPEN_SHARDS
         self._descriptors: OrderedDict[int, int] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:

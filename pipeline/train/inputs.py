@@ -14,7 +14,8 @@ from pipeline.record.reference import Reference
 from pipeline.train.checkpoint import complete
 from pipeline.train.compose import read_class_errors
 from pipeline.train.evaluate import open_dataset, open_set
-from shards.manifest import Manifest
+from shards.manifest import INDEX, Manifest
+from shards.mix import Mix
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,13 @@ class Inputs:
             model.name, manifest.num_classes, heads=config.heads, pretrained=pretrained, stem=model.stem
         )
         return cls(manifest, selection, sets, plan, module)
+
+    def warning(self) -> str | None:
+        """One line where others wrote the tars and their samples are not shuffled, else None."""
+        manifest = self.manifest
+        if manifest.source.get("reader") != INDEX:
+            return None
+        mix = Mix.of(self.selection.active_labels, manifest.num_classes, self.plan.lanes)
+        if not mix.bad:
+            return None
+        return f"{manifest.place}: {mix.warning(manifest.classes)}; `alasca shard webdataset` writes them shuffled"

@@ -64,7 +64,9 @@ class Training:
             self.start = index["step"]
         last = self.schedule.total_steps
         self.ahead = Ahead(self.manifest, self.plan, self.lanes, self.start, last, dist.neighbours())
-        if world.local_rank == 0 and (warning := self.ahead.warning()):
+        of_the_node = self.ahead.warning() if world.local_rank == 0 else None
+        of_the_run = inputs.warning() if world.rank == 0 else None
+        for warning in filter(None, (of_the_node, of_the_run)):
             print(f"alasca: {warning}", file=sys.stderr, flush=True)
         self.feed = self._feed()
         self.engine = Engine(

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from shards.errors import InputError
 from shards.names import check_classes
 from shards.readers import lists
-from shards.readers.record import Record, first
+from shards.readers.record import first
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*", re.ASCII)  # 01 is a name: one number has one spelling
 _MOST = 1_000_000  # classes that integers may imply: labels beyond are ids of something else
@@ -85,8 +86,8 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def without_images(names: Sequence[str], records: Sequence[Record]) -> tuple[str, ...]:
+def without_images(names: Sequence[str], labels: ArrayLike) -> tuple[str, ...]:
     """Return a line for the user where classes have no image, as when labels count from 1; else nothing."""
-    counts = np.bincount([record.label for record in records], minlength=len(names))
+    counts = np.bincount(labels, minlength=len(names))
     empty = [names[label] for label in np.flatnonzero(counts == 0).tolist()]
     return (f"{len(empty):,} of {len(names):,} classes have no image ({first(empty)})",) if empty else ()
