@@ -13,6 +13,7 @@ _SHARD_EXAMPLES = """examples:
   alasca shard imagefolder --root raw/clothing --split train --resize 256 --out data/clothing/train
   alasca shard imagefolder --root raw/clothing --split train --out s3://bucket/clothing/train
 """
+_UNDECODABLE = 20  # lines
 _MERGE_EXAMPLE = """example, as a job array of 16:
   alasca shard clothing1m --root raw/clothing1m --out data/clothing1m/train --part $SLURM_ARRAY_TASK_ID/16
 and when all jobs are done:
@@ -70,12 +71,14 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verify = subparsers.add_parser(
         "verify",
         help="compare a dataset folder with its manifest, byte for byte",
-        description="Hash every file again, count and index every shard again, compare labels, and print the classes.\n"
-        "Exit status 0 where all agrees, 1 where anything differs.",
-        epilog="example:\n  alasca verify data/clothing/train",
+        description="Hash every file again, count and index every shard again, compare labels, look for copies among\n"
+        "the images, and print the classes. What lies at a URL is fetched anew and removed again.\n"
+        "Exit status 0 where all agrees, 1 where anything differs or does not decode.",
+        epilog="examples:\n  alasca verify data/clothing/train\n  alasca verify s3://bucket/clothing/train --decode",
         formatter_class=raw,
     )
-    verify.add_argument("dir", metavar="DIR", help="a folder written by `alasca shard`")
+    verify.add_argument("dir", metavar="DIR|URL", help="a folder written by `alasca shard` or `alasca index`")
+    verify.add_argument("--decode", action="store_true", help="also decode every image: a second for about a thousand")
     verify.set_defaults(run=run_verify)
 
     index_command.register(subparsers)
@@ -180,23 +183,32 @@ def run_inspect(args: argparse.Namespace) -> int:
 def run_verify(args: argparse.Namespace) -> int:
     """Print what differs and the classes; return 1 where anything differs; raises InputError."""
     from shards import inspection, progress
+    from shards.readers.record import counted
+    from shards.url import public
     from shards.verify import verify
 
     with progress.for_user() as shown:
-        report = verify(args.dir, shown)
-    print(f"{args.dir}: {describe(report.manifest)}")
+        report = verify(args.dir, shown, decode=args.decode)
+    name = public(args.dir)
+    print(f"{name}: {describe(report.manifest)}")
     lines = warnings(report.manifest)
     if report.labels is not None:
         lines += inspection.class_lines(report.manifest.classes, report.labels)
         lines += inspection.noise_lines(report.labels)
+    if report.copies is not None:
+        copies = report.copies
+        lines.append(
+            f"{counted(copies.images, 'image')} more than once, byte for byte; {copies.mislabelled:,} share their bytes"
+            f" with an image of another label (as {' and '.join(copies.pair)})"
+        )
     for line in lines:
         print(line)
     for line in report.differences:
         print(f"DIFFERS  {line}")
+    for key, reason in report.undecodable[:_UNDECODABLE]:
+        print(f"UNDECODABLE  {key}: {reason}")
+    if args.decode:
+        print(f"{counted(len(report.undecodable), 'image')} cannot be decoded; training gives such no weight")
     count = len(report.differences)
-    print(
-        f"{args.dir}: {count:,} difference{'s' * (count > 1)}"
-        if count
-        else f"{args.dir}: every byte is as the manifest says"
-    )
-    return 1 if count else 0
+    print(f"{name}: {counted(count, 'difference')}" if count else f"{name}: every byte is as the manifest says")
+    return 1 if count or report.undecodable else 0

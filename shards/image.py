@@ -38,6 +38,17 @@ def measure(data: bytes) -> tuple[int, int]:
         return image.size
 
 
+def try_to_decode(data: bytes) -> None:
+    """Decode an image and drop it; raises ValueError where that fails or it has more than MAX_PIXELS."""
+    with _open(data) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many to decode")
+        try:
+            image.convert("RGB")
+        except Exception as error:  # see _open
+            raise ValueError(f"cannot be decoded: {error}") from None
+
+
 def shrink(data: bytes, extension: str, short_side: int) -> bytes:
     """Return the image with its short side at `short_side` pixels, in its own format; unchanged where it is not larger.
 

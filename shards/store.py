@@ -28,6 +28,17 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ENTRY = "manifest.json"  # what makes a folder a dataset
 
 
+class Different(OwnError):
+    """A file is not there, or another one is; `reason` says which."""
+
+    def __init__(self, message: str, reason: str = "") -> None:  # a data worker's comes again as its message alone
+        super().__init__(message, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 @dataclass(frozen=True)
 class Store:
     """A folder at a URL, seen through a cache. `url` may hold secrets: messages and file names use `name`."""
@@ -153,7 +164,9 @@ class Store:
             except Failed as error:
                 reason = str(error)
             except NotThere as error:
-                raise OwnError(f"{redact(url)}: {error}; see to the address, or copy the folder there again") from None
+                raise Different(
+                    f"{redact(url)}: {error}; see to the address, or copy the folder there again", "it is missing"
+                ) from None
             except Refused as error:
                 raise OwnError(f"{redact(url)}: {error}") from None
             except OSError as error:  # among them NoRoom
@@ -170,7 +183,8 @@ class Store:
                 if wrong == _WRONG_TRIES:
                     mend = "copy the shards there again"
                 times = f"{tries} tries in {spent:.0f} s" if tries > 1 else "one try"
-                raise OwnError(f"{redact(url)}: {reason}; gave up after {times}: {mend}")
+                message = f"{redact(url)}: {reason}; gave up after {times}: {mend}"
+                raise Different(message, reason) if wrong == _WRONG_TRIES else OwnError(message)
             if tries == 1:
                 left = self.cache.seconds - spent
                 print(f"alasca: {redact(url)}: {reason}; trying again for {left:.0f} s", file=sys.stderr, flush=True)

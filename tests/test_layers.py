@@ -45,6 +45,7 @@ ORDER = [
     "shards.headline",
     "shards.inspection",
     "shards.sheet",
+    "shards.shardcheck",
     "shards.verify",
     "shards.places",
     "shards.contents",
