@@ -146,7 +146,11 @@ def test_the_bombs_are_real() -> None:
 def test_a_bomb_is_sharded_as_it_is_and_measured_by_its_header(sharded: Manifest) -> None:
     rows = sharded.table[[*bombs(sharded)]]
     assert rows["width"].tolist() == rows["height"].tolist() == [SIDE] * len(BOMBS)
-    assert verify(sharded.root).differences == ()
+    with bounded():
+        report = verify(sharded.root, decode=True)
+    assert report.differences == ()
+    assert {reason for _, reason in report.undecodable} == {"20000 x 20000 pixels are too many to decode"}
+    assert len(report.undecodable) == len(BOMBS)
 
 
 def test_a_bomb_is_kept_and_named_where_images_are_to_shrink(raw: Path, tmp_path: Path) -> None:

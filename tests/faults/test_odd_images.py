@@ -160,13 +160,15 @@ def test_broken_images_keep_their_place_without_weight_and_are_named(sharded: Ma
 
 @pytest.mark.parametrize("resize", [None, 32])
 def test_sharding_counts_and_names_what_it_cannot_read(raw: Path, tmp_path: Path, resize: int | None) -> None:
-    """Without --resize it reads headers alone, so an image cut short is found by training."""
+    """Without --resize it reads headers alone; an image cut short is found by `verify --decode`, or by training."""
     manifest = build(imagefolder.read(raw, None), tmp_path / "out", resize=resize, workers=1)
     expected = {f"class/{name}" for kind, (name, _) in BROKEN.items() if resize or kind not in HEADERS}
     assert manifest.source["counts"]["unreadable"] == len(expected)
     assert {bad["key"] for bad in manifest.source["unreadable"]} == expected
     assert manifest.num_samples == len(KINDS) + len(BROKEN)
-    assert verify(manifest.root).differences == ()
+    report = verify(manifest.root, decode=True)
+    assert report.differences == ()
+    assert {key for key, _ in report.undecodable} == {f"class/{name}" for name, _ in BROKEN.values()}
 
 
 def test_a_sheet_crosses_out_what_is_broken(
