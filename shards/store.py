@@ -1,5 +1,6 @@
 """The files of a dataset that lies elsewhere: fetched whole, verified on arrival, kept in the cache."""
 
+import errno
 import hashlib
 import os
 import random
@@ -8,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 from shards import cache as files
 from shards.cache import Cache
 from shards.errors import InputError, OwnError
-from shards.remote import Failed, NoRoom, NotThere, Refused, TooLong, copy
+from shards.remote import Failed, NotThere, Refused, TooLong, copy
 from shards.url import LOCAL, check, folder_name, is_url, join, redact
 
 _WRONG_TRIES = 4  # of a file that arrives, but is another one
@@ -22,6 +24,8 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between tries; doubles
 _LONGEST_STALL = 30.0  # seconds without a byte
 _POLL = 0.05  # seconds between looks at what another process fetches
 _LARGEST_MANIFEST = 1 << 30
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ENTRY = "manifest.json"  # what makes a folder a dataset
 
 
 class Different(OwnError):
@@ -98,7 +102,8 @@ class Store:
                 if descriptor is None:
                     if not self.cache.make_room(length, release) and ahead:
                         raise OwnError(f"the cache {self.cache.root} has no room yet for {self.name}/{name}")
-                    self._fetch(name, files.part_of(path), part, length, sha256, once=ahead)
+                    free = None if ahead else partial(self.cache.free, length, release)
+                    self._fetch(name, files.part_of(path), part, length, sha256, free, once=ahead)
                     files.finish(part, path, path)
                     descriptor = files.hold(path, length)
             finally:
@@ -127,8 +132,20 @@ class Store:
         finally:
             files.abandon(part, path)
 
-    def _fetch(self, name: str, path: Path, part: int, length: int, sha256: str | None, once: bool = False) -> None:
-        """Fill `path`, which is open as `part`, with the right content and put it on the disk."""
+    def _fetch(
+        self,
+        name: str,
+        path: Path,
+        part: int,
+        length: int,
+        sha256: str | None,
+        free: Callable[[], bool] | None = None,
+        once: bool = False,
+    ) -> None:
+        """Fill `path`, which is open as `part`, with the right content and put it on the disk.
+
+        Where the disk is full, `free` is asked, once, to remove something from it.
+        """
         url, began, wait, wrong, tries = join(self.url, name), time.monotonic(), _FIRST_WAIT, 0, 0
         stall = min(_LONGEST_STALL, self.cache.seconds / 5)
         while True:
@@ -152,9 +169,12 @@ class Store:
                 ) from None
             except Refused as error:
                 raise OwnError(f"{redact(url)}: {error}") from None
-            except (NoRoom, OSError) as error:
+            except OSError as error:  # among them NoRoom
+                if error.errno in _FULL and free is not None and free():
+                    free = None
+                    continue
                 raise OwnError(
-                    f"the cache {self.cache.root} has no room for {redact(url)} ({error}): free some, lower"
+                    f"the cache {self.cache.root} has no room for {redact(url)} ({error.strerror}): free some, lower"
                     " data.cache_gb, or set data.cache (outside a run XDG_CACHE_HOME) to another disk"
                 ) from None
             spent = time.monotonic() - began
@@ -197,9 +217,10 @@ def find(place: str | Path, cache: Cache) -> Store | Path:
     if is_url(place) and check(place) in LOCAL:
         place = place.partition("://")[2]
     if not is_url(place):
-        if cache.folder is None:
-            return Path(place)
-        place = "file://" + str(Path(place).absolute())
+        folder = Path(place.removesuffix(f"/{_ENTRY}"))
+        if cache.folder is None or not (folder / _ENTRY).is_file():
+            return Path(place)  # `Manifest` words best what is wrong with it
+        place = "file://" + str(folder.absolute())
     store = Store(place, cache)
     try:
         store.folder.mkdir(parents=True, exist_ok=True)

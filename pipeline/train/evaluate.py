@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -28,9 +29,18 @@ def open_dataset(path: str, what: str, cache: Cache) -> Manifest:
         InputError: no such dataset, or a damaged one.
     """
     try:
-        return Manifest.load(path, cache)
+        manifest = Manifest.load(path, cache)
     except InputError as error:
         raise InputError(f"{what} = '{redact(path)}': {error}") from None
+    # A local table is hashed by `alasca verify` alone; in a loss, such a label would be an index out of range.
+    for labels, least in ((manifest.labels, 0), (manifest.clean_labels, -1)):
+        outside = np.flatnonzero((labels < least) | (labels >= manifest.num_classes))
+        if len(outside):
+            raise InputError(
+                f"{what} = '{redact(path)}': label {labels[outside[0]]} of sample {outside[0]:,} is none of"
+                f" {manifest.num_classes} classes, so samples.npy is damaged; see `alasca verify`, and copy it again"
+            )
+    return manifest
 
 
 def open_set(path: str, classes: tuple[str, ...], what: str, cache: Cache) -> Manifest:

@@ -17,6 +17,8 @@ def members(path: Path, where: str) -> Iterator[Member]:
     the tar (absolute, or with `..`).
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise InputError(f"{where}: not a file; remove it, or move it elsewhere")
         with tarfile.open(path, "r:") as archive:
             end = 0
             while (info := archive.next()) is not None:
