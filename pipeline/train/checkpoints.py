@@ -120,6 +120,11 @@ class Checkpoints:
         dist.barrier()
 
     @property
+    def writing(self) -> bool:
+        """Whether this rank still writes."""
+        return self._writer.busy
+
+    @property
     def seconds(self) -> float | None:
         """What the last one took, from the copy to its name; None before."""
         return self._writer.seconds

@@ -66,6 +66,11 @@ class Writer:
         )
         self._thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether the last one is not over."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Wait until this rank's part of the last checkpoint is over; on rank 0, all of it."""
         if self._thread is not None:
