@@ -122,8 +122,10 @@ def _train(args: argparse.Namespace) -> int:
 
     from pipeline.train.loop import train
 
-    train(chosen)
-    return 0
+    if failures := train(chosen):
+        more = f" (and {len(failures) - 1:,} more)" if len(failures) > 1 else ""
+        print(f"alasca: trained to the end, but {failures[-1]}{more}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _resume_key(word: str) -> str:

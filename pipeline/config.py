@@ -209,6 +209,7 @@ class Eval(Section):
     """`every` epochs, and at the end, on each `[eval.NAME]`."""
 
     every: Count = 1
+    select_by: str | None = None  # a clean validation set: the checkpoint with its best main/top1 is kept too
     sets: dict[str, EvalSet] = {}
 
     @model_validator(mode="before")
@@ -265,6 +266,12 @@ class Config(Section):
             raise ValueError(f"model.heads = '{self.model.heads}' would never learn with method.aux = 'none': drop one")
         if self.method.aux != "none" and self.model.heads == "none":
             raise ValueError(f"method.aux = '{self.method.aux}' needs heads: model.heads = 'light' or 'bottleneck'")
+        return self
+
+    @model_validator(mode="after")
+    def _select_by_a_set(self) -> Self:
+        if self.eval.select_by is not None and self.eval.select_by not in self.eval.sets:
+            raise ValueError(f"eval.select_by = '{self.eval.select_by}' names none of [eval.NAME]")
         return self
 
     @property

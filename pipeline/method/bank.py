@@ -67,16 +67,18 @@ class SampleBank:
         return {"start": self.start, "stop": self.stop, "rows": self.rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the rows of a bank with the same range and width; they are cast to this bank's dtype.
+        """Take over the rows that are this bank's from a bank with other positions; they are cast to its dtype.
+
+        Where ranks were other, several banks together hold what this one needs: give it each of them.
 
         Raises:
-            ValueError: another range or width.
+            ValueError: another width, or no position in common.
         """
-        theirs = (state["start"], state["stop"], tuple(state["rows"].shape))
-        ours = (self.start, self.stop, tuple(self.rows.shape))
-        if theirs != ours:
+        theirs: torch.Tensor = state["rows"]
+        start, stop = max(self.start, state["start"]), min(self.stop, state["stop"])
+        if start > stop or theirs.shape != (state["stop"] - state["start"], self.rows.shape[1]):
             raise ValueError(
-                f"bank of positions [{theirs[0]}, {theirs[1]}) with rows {theirs[2]} does not fit "
-                f"positions [{ours[0]}, {ours[1]}) with rows {ours[2]}"
+                f"bank of positions [{state['start']}, {state['stop']}) with rows {tuple(theirs.shape)} does not fit "
+                f"positions [{self.start}, {self.stop}) with rows {tuple(self.rows.shape)}"
             )
-        self.rows.copy_(state["rows"])
+        self.rows[start - self.start : stop - self.start].copy_(theirs[start - state["start"] : stop - state["start"]])

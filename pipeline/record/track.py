@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.config import Config
+from pipeline.record.lines import Lines
 from pipeline.record.view import View
 from shards.errors import InputError
 from shards.url import public
@@ -54,7 +55,7 @@ class Tracker:
         (self._folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         path = self._folder / METRICS
         _truncate(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._lines = Lines(path)
         self._bar = (
             tqdm(total=total_steps, initial=start_step, desc=config.run.name, unit="step", dynamic_ncols=True)
             if sys.stderr.isatty()
@@ -77,8 +78,7 @@ class Tracker:
         record = {"kind": kind, "step": step, **fields, "time": time.time()}
         # A loss that diverged is null: NaN is no JSON, and other readers stumble over it.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
+        self._lines.append(json.dumps(finite))
         self._wandb.log(record)
         text = _line(kind, record)
         if self._bar is None:
@@ -95,12 +95,17 @@ class Tracker:
         return timedelta(seconds=round(pace * (self._total_steps - step)))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json, whole or not at all, and close everything."""
+        """Write summary.json, whole or not at all, and close everything; raises InputError where it cannot."""
         if not self._leader:
             return
         temporary = self._folder / f".{SUMMARY}.tmp"
-        temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self._folder / SUMMARY)
+        try:
+            temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(self._folder / SUMMARY)
+        except OSError as error:
+            raise InputError(
+                f"{self._folder / SUMMARY} cannot be written ({error.strerror}); make room, and --resume auto writes it"
+            ) from None
         self._wandb.finish(summary)
         self.close()
 
@@ -115,7 +120,8 @@ class Tracker:
     def close(self) -> None:
         """Let go of the file and the live line; the record so far stays."""
         if self._leader:
-            self._file.close()
+            if lost := self._lines.close():
+                print(f"alasca: WARNING: {lost:,} lines of {METRICS} are lost", file=sys.stderr)
             if self._bar is not None:
                 self._bar.close()
 

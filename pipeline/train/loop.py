@@ -16,7 +16,8 @@ from pipeline.record.summary import summarise, train_seconds
 from pipeline.record.track import Tracker
 from pipeline.train import dist
 from pipeline.train.bad import BadImages
-from pipeline.train.checkpoint import Checkpoints, read_index
+from pipeline.train.checkpoint import read_index
+from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.compose import compose
 from pipeline.train.dist import World
 from pipeline.train.engine import Engine
@@ -27,10 +28,13 @@ from pipeline.train.norms import JacobianNorms
 from pipeline.train.schedule import Schedule
 
 
-def train(config: Config) -> None:
+def train(config: Config) -> list[str]:
     """Train as configured, under whatever launcher started this process.
 
     Everything the user can get wrong is looked at before the processes meet and before anything is written.
+
+    Returns:
+        On rank 0, a line for each checkpoint that could not be written; else nothing.
 
     Raises:
         InputError: see `Inputs.open`, `Checkpoints.choose`, `refuse_difference`, `BadImages.agree`.
@@ -43,6 +47,7 @@ def train(config: Config) -> None:
     finally:
         training.close()
     dist.stop()
+    return training.checkpoints.failures
 
 
 class Training:
@@ -55,13 +60,15 @@ class Training:
         self.lanes = self.plan.lanes_of(world.rank, world.size)
         self.schedule = Schedule(config.optim, self.plan.steps_per_epoch)
         self.identity = identity(config, self.manifest, self.selection)
-        self.checkpoints = Checkpoints(config.folder / "checkpoints", world, config.checkpoint.keep)
+        folder = config.folder / "checkpoints"
+        self.checkpoints = Checkpoints(folder, world, config.checkpoint.keep, config.dist.timeout)
         checkpoint = self.checkpoints.choose(config.run.resume)
         self.start = 0
         if checkpoint is not None:
             index = read_index(checkpoint)
             refuse_difference(index["identity"], self.identity, str(checkpoint))
             self.start = index["step"]
+        self.checkpoints.meet()
         last = self.schedule.total_steps
         self.ahead = Ahead(self.manifest, self.plan, self.lanes, self.start, last, dist.neighbours())
         of_the_node = self.ahead.warning() if world.local_rank == 0 else None
@@ -118,11 +125,11 @@ class Training:
             # A window never spans a checkpoint, so that a resumed run writes the same lines.
             if done % config.track.every == 0 or evaluates or saves:
                 self._record(step, window)
-                if evaluates:
-                    self._evaluate(done)
+                selected = self._evaluate(done) if evaluates else None
                 if saves:
-                    self._save(done)
+                    self._save(done, selected)
                 window = Window()
+        self.checkpoints.finish()
         if last < self.schedule.total_steps:
             self.tracker.pause(last)
         elif self.world.rank == 0:
@@ -174,7 +181,9 @@ class Training:
         for fields in self.bad[name].agree():
             self.tracker.log("bad", done, {"dataset": name, **fields})
 
-    def _evaluate(self, done: int) -> None:
+    def _evaluate(self, done: int) -> float | None:
+        """One record for each set; returns the accuracy that chooses the best checkpoint, if one does."""
+        selected = None
         self.engine.eval()
         for name, manifest in self.sets.items():
             began = time.perf_counter()
@@ -184,29 +193,40 @@ class Training:
             record = {**self._place(done), "set": name, **figures, **spent}
             related = self.reference.evaluation(record) if self.reference else {}
             self.tracker.log("eval", done, record | related)
+            if name == self.config.eval.select_by:
+                selected = figures["main/top1"]
         self.engine.train()
+        return selected
 
-    def _save(self, done: int) -> None:
+    def _save(self, done: int, selected: float | None) -> None:
         self.engine.statistics.average_over_ranks()
         self.checkpoints.save(
             done,
             model=self.engine.module.state_dict(),
             optimizer=self.engine.optimizer.state_dict(),
-            own={
-                "objective": self.objective.state_dict(),
+            own=self.objective.state_dict(),
+            home=self.plan.home(self.world.rank, self.world.size),
+            about={
+                "selected": selected,
+                "identity": self.identity,
+                "classes": self.manifest.classes,
+                "versions": versions(),
+                "world": self.world.size,
                 "bad": {name: bad.state_dict() for name, bad in self.bad.items()},
             },
-            about={"identity": self.identity, "classes": self.manifest.classes, "versions": versions()},
         )
 
     def _restore(self, checkpoint: Path) -> None:
-        model, optimizer, own = self.checkpoints.load(checkpoint, self.world.device)
+        home = self.plan.home(self.world.rank, self.world.size)
+        model, optimizer, owns = self.checkpoints.load(checkpoint, self.world.device, home)
         self.engine.module.load_state_dict(model)
         self.engine.statistics.reload()
         self.engine.optimizer.load_state_dict(optimizer)
-        self.objective.load_state_dict(own["objective"])
+        for own in owns:
+            self.objective.load_state_dict(own)
+        known = read_index(checkpoint)["bad"]
         for name, bad in self.bad.items():
-            bad.load_state_dict(own["bad"].get(name, {}))
+            bad.load_state_dict(known.get(name, []))
 
     def _feed(self) -> Feed:
         """This rank's micro-batches, from the first step that is left to the end of the run."""

@@ -1,6 +1,10 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.method.bank import SampleBank
 
@@ -88,7 +92,24 @@ def test_state_round_trip():
     assert other.rows.data_ptr() != bank.rows.data_ptr()
 
 
-@pytest.mark.parametrize("other", [(4, 8, 2), (5, 8, 2), (5, 9, 3)])
-def test_state_of_another_range_or_width(other):
+@pytest.mark.parametrize("other", [(1, 4, 2), (10, 12, 2), (5, 9, 3)])
+def test_state_of_other_samples_or_another_width(other):
     with pytest.raises(ValueError, match="does not fit"):
         SampleBank(*other).load_state_dict(SampleBank(5, 9, 2).state_dict())
+
+
+@given(st.lists(st.integers(0, 40), max_size=6), st.lists(st.integers(0, 40), max_size=6))
+def test_other_ranks_cut_the_rows_anew(before, after):
+    """A bank for each rank, before and after, over the same positions; a rank may have none."""
+    rows = torch.randn(40, 3)
+    states = []
+    for start, stop in itertools.pairwise([0, *sorted(before), 40]):
+        bank = SampleBank(start, stop, 3)
+        bank.rows.copy_(rows[start:stop])
+        states.append(bank.state_dict())
+    for start, stop in itertools.pairwise([0, *sorted(after), 40]):
+        bank = SampleBank(start, stop, 3)
+        for state in states:
+            if state["start"] < stop and start < state["stop"]:
+                bank.load_state_dict(state)
+        assert torch.equal(bank.rows, rows[start:stop])

@@ -1,0 +1,162 @@
+"""Writes a checkpoint beside training: a folder of files, a mark of each rank that is done, an index, one rename."""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.train import packed
+from pipeline.train.dist import World
+
+INDEX = "index.json"
+FORMAT = 2
+
+_POLL = 0.05  # seconds between looks for the other ranks' marks
+
+Files = dict[str, tuple[dict[str, torch.Tensor], Any]]  # name -> tensors on the host, tree
+
+
+class Writer:
+    """One checkpoint at a time, in a thread that calls no collective: ranks meet through files alone.
+
+    Args:
+        folder: the run's `checkpoints` folder, on a file system that all ranks share.
+        world: this process.
+        attempt: a name of this attempt at the run, the same on all ranks: what another one left is not ours.
+        patience: seconds that rank 0 waits for the others' files.
+        published: called in the thread, on rank 0, with each checkpoint that is complete.
+        failed: called there with the reason why one is not.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        attempt: str,
+        patience: float,
+        published: Callable[[Path], None],
+        failed: Callable[[int, str], None],
+    ) -> None:
+        self._folder, self._world, self._attempt, self._patience = folder, world, attempt, patience
+        self._published, self._failed = published, failed
+        self._thread: threading.Thread | None = None
+        self.seconds: float | None = None  # that the last one took, from its beginning to its name
+
+    def begin(
+        self, step: int, files: Files, ready: Callable[[], None], home: tuple[int, int], about: dict[str, Any]
+    ) -> None:
+        """Begin to write; the last one must be over (`wait`).
+
+        Args:
+            step: finished optimizer steps.
+            files: this rank's; not to be changed until `wait` returns.
+            ready: waits until their content is there.
+            home: what this rank's samples are, for whoever reads it at another world size.
+            about: for the index; rank 0's counts.
+        """
+        assert self._thread is None, "wait() comes first"
+        self._thread = threading.Thread(
+            target=self._write, args=(step, files, ready, home, about), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last one is not over."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Wait until this rank's part of the last checkpoint is over; on rank 0, all of it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(
+        self, step: int, files: Files, ready: Callable[[], None], home: tuple[int, int], about: dict[str, Any]
+    ) -> None:
+        began = time.monotonic()
+        temporary = self._folder / f".step-{step:09d}.{self._attempt}.tmp"
+        mark: dict[str, Any] = {"home": home}
+        try:
+            temporary.mkdir(parents=True, exist_ok=True)
+            ready()
+            mark["files"] = {name: packed.write(temporary / name, *content) for name, content in files.items()}
+        except OSError as error:
+            mark = {"error": error.strerror or str(error)}
+        try:
+            _replace(temporary / _mark_name(self._world.rank), json.dumps(mark))
+        except OSError as error:
+            mark.setdefault("error", error.strerror or str(error))
+        if self._world.rank == 0:
+            reason = mark.get("error") or self._publish(step, temporary, about)
+            if reason:
+                shutil.rmtree(temporary, ignore_errors=True)
+                self._failed(step, reason)
+                return
+        self.seconds = time.monotonic() - began
+
+    def _publish(self, step: int, temporary: Path, about: dict[str, Any]) -> str | None:
+        """Wait for all marks, write the index, give the folder its name; why not, if not."""
+        final = self._folder / f"step-{step:09d}"
+        until = time.monotonic() + self._patience
+        try:
+            files: dict[str, Any] = {}
+            homes = []
+            for rank in range(self._world.size):
+                mark = _mark(temporary / _mark_name(rank), until)
+                if mark is None:
+                    return f"rank {rank} did not finish its files within {self._patience:.0f} s"
+                if "error" in mark:
+                    return f"rank {rank}: {mark['error']}"
+                files |= mark["files"]
+                homes.append(mark["home"])
+            index = {"format": FORMAT, "step": step, "homes": homes, **about, "files": files}
+            _replace(temporary / INDEX, json.dumps(index, indent=1))
+            for rank in range(self._world.size):
+                (temporary / _mark_name(rank)).unlink()
+            _sync(temporary)
+            if final.exists():
+                shutil.rmtree(final)
+            temporary.rename(final)
+            _sync(self._folder)
+            self._published(final)
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+
+def _mark(path: Path, until: float) -> dict[str, Any] | None:
+    while not path.exists():
+        if time.monotonic() > until:
+            return None
+        time.sleep(_POLL)
+    mark: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return mark
+
+
+def _mark_name(rank: int) -> str:
+    return f".done-{rank:05d}.json"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all, and wait until it is on the disk."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
