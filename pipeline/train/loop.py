@@ -23,6 +23,8 @@ from pipeline.train.engine import Engine
 from pipeline.train.evaluate import evaluate
 from pipeline.train.identity import identity, refuse_difference, versions
 from pipeline.train.inputs import Inputs
+from pipeline.train.memory import explained
+from pipeline.train.nonfinite import NonFiniteSteps
 from pipeline.train.norms import JacobianNorms
 from pipeline.train.schedule import Schedule
 
@@ -33,15 +35,17 @@ def train(config: Config) -> None:
     Everything the user can get wrong is looked at before the processes meet and before anything is written.
 
     Raises:
-        InputError: see `Inputs.open`, `Checkpoints.choose`, `refuse_difference`, `BadImages.agree`.
+        InputError: see `Inputs.open`, `Checkpoints.choose`, `refuse_difference`, `BadImages.agree`, `NonFiniteSteps`.
+        OwnError: this process's GPU is out of memory.
     """
     inputs = Inputs.open(config, dist.world_size())
     world = dist.start(config.dist.timeout)
-    training = Training(config, inputs, world)
-    try:
-        training.run()
-    finally:
-        training.close()
+    with explained(config, inputs, world):
+        training = Training(config, inputs, world)
+        try:
+            training.run()
+        finally:
+            training.close()
     dist.stop()
 
 
@@ -75,6 +79,7 @@ class Training:
         allowed = config.data.max_bad_fraction
         self.bad = {"train": BadImages(self.manifest, allowed, of=self.plan.num_active)}
         self.bad |= {f"eval.{name}": BadImages(manifest, allowed) for name, manifest in self.sets.items()}
+        self.nonfinite = NonFiniteSteps(config, self.plan)
         if checkpoint is not None:
             self._restore(checkpoint)
             if world.rank == 0:
@@ -104,9 +109,13 @@ class Training:
             looks = config.track.norms > 0 and (step + 1) % config.track.norms == 0
             for _ in self.lanes:
                 self._micro_batch(step // per_epoch, window, looks)
-            self.engine.step(self.schedule.lr(step))
+            flags = self.engine.step(self.schedule.lr(step))
+            skipped = flags.any()
+            self.objective.settle(skipped)
+            window.settle(skipped)
 
             done = step + 1
+            self.nonfinite.note(done, flags, self.tracker)
             ends_epoch, saves = done % per_epoch == 0, done % save_every == 0 or done == last
             evaluates = done == last or (ends_epoch and done // per_epoch % config.eval.every == 0)
             self.tracker.progress(done)
@@ -157,6 +166,7 @@ class Training:
     def _record(self, step: int, window: Window) -> None:
         """One line of figures, and the images newly found bad."""
         done = step + 1
+        self.nonfinite.look(self.tracker)
         figures = {**self._place(done), "lr": self.engine.lr, **window.close()}
         self.train_seconds += figures["seconds"]
         related = self.reference.training({"step": done, **figures}) if self.reference else {}
@@ -193,6 +203,7 @@ class Training:
             own={
                 "objective": self.objective.state_dict(),
                 "bad": {name: bad.state_dict() for name, bad in self.bad.items()},
+                "nonfinite": self.nonfinite.state_dict(),
             },
             about={"identity": self.identity, "classes": self.manifest.classes, "versions": versions()},
         )
@@ -205,6 +216,7 @@ class Training:
         self.objective.load_state_dict(own["objective"])
         for name, bad in self.bad.items():
             bad.load_state_dict(own["bad"].get(name, {}))
+        self.nonfinite.load_state_dict(own.get("nonfinite", 0))
 
     def _feed(self) -> Feed:
         """This rank's micro-batches, from the first step that is left to the end of the run."""
