@@ -49,6 +49,11 @@ class RunningStatistics:
         if self._buffers:
             torch._foreach_add_(self._sums, self._buffers)
 
+    @property
+    def sums(self) -> torch.Tensor:
+        """Over the micro-batches of the step at hand: every layer's mean and variance, in one piece."""
+        return self._all_sums
+
     @torch.no_grad()
     def finish_step(self, skipped: torch.Tensor) -> None:
         """After the last micro-batch of a step.

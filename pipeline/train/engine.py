@@ -85,11 +85,11 @@ class Engine:
     def step(self, lr: float) -> torch.Tensor:
         """Update the weights with this learning rate and the gradients' mean over micro-batches and ranks.
 
-        If a loss or a gradient of any rank is not finite, weights, momentum and running statistics stay as they are,
-        on every rank; the host learns of it from the flags alone.
+        If a loss, a gradient or a BatchNorm statistic of any rank is not finite, weights, momentum and running
+        statistics stay as they are, on every rank; the host learns of it from the flags alone.
 
         Returns:
-            Flags as of `nonfinite.find`, on the device: [lanes + 1], all 0 in a step as it should be.
+            Flags as of `nonfinite.find`, on the device: [lanes + 2], all 0 in a step as it should be.
         """
         missing = self._micro_batches - len(self._losses)
         assert missing == 0, f"{missing} micro-batches are missing"
@@ -97,7 +97,7 @@ class Engine:
             group["lr"] = lr
         # The last backward has averaged the gradients over the ranks.
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        flags = nonfinite.find(self._losses, gradients, self._world)
+        flags = nonfinite.find(self._losses, gradients, self.statistics.sums, self._world)
         self._losses = []
         skipped = flags.amax()
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: found on the device, left out, recorded, and ended if they go on."""
+"""Steps that are not finite (loss, gradient, BatchNorm): found on the device, left out, recorded, in the end refused."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,21 +14,26 @@ from shards.errors import InputError
 
 
 @torch.no_grad()
-def find(losses: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], world: World) -> torch.Tensor:
+def find(
+    losses: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], statistics: torch.Tensor, world: World
+) -> torch.Tensor:
     """Look at one step of all ranks; called by all of them together. Waits for no GPU.
 
     Args:
         losses: of this rank's micro-batches, 0-dim each, as many on every rank.
         gradients: what the optimizer will use.
+        statistics: of BatchNorm in this step. A variance overflows long before a loss does: what is divided by an
+            infinite one is 0, and loss and gradient stay finite.
         world: this process.
 
     Returns:
-        [lanes + 1] float32 on the device, the same on every rank: 1 for each lane whose loss is not finite, and at last
-        1 if a gradient is not.
+        [lanes + 2] float32 on the device, the same on every rank: 1 for each lane whose loss is not finite, then 1 if
+        statistics are not, then 1 if a gradient is not.
     """
     count = len(losses)
-    flags = torch.zeros(world.size * count + 1, device=world.device)
+    flags = torch.zeros(world.size * count + 2, device=world.device)
     flags[world.rank * count : (world.rank + 1) * count] = ~torch.stack(list(losses)).isfinite()
+    flags[-2] = ~statistics.isfinite().all()
     # One pass over all of them, exact where a norm would overflow; it also multiplies them by its last argument.
     one = torch.ones(1, device=world.device)
     torch._amp_foreach_non_finite_check_and_unscale_(list(gradients), flags[-1:], one)
@@ -76,21 +81,23 @@ class NonFiniteSteps:
         self._pending = None
         if arrived is not None:
             arrived.synchronize()
-        *lanes, gradient = host.bool().tolist()
-        if not any(lanes) and not gradient:
+        flags = host.bool().tolist()
+        if not any(flags):
             self._in_a_row = 0
             return
         self._in_a_row += 1
-        tracker.log("nonfinite", done, self._fields(done, [i for i, flag in enumerate(lanes) if flag], gradient))
+        tracker.log("nonfinite", done, self._fields(done, flags))
         if self._in_a_row >= self._config.optim.max_nonfinite_steps:
             raise InputError(self._too_many(done))
 
-    def _fields(self, done: int, lanes: list[int], gradient: bool) -> dict[str, Any]:
+    def _fields(self, done: int, flags: list[bool]) -> dict[str, Any]:
+        *lanes, statistics, gradient = flags
         epoch, step = divmod(done - 1, self._plan.steps_per_epoch)
         return {
             "epoch": done / self._plan.steps_per_epoch,
             "in_a_row": self._in_a_row,
-            "loss_lanes": lanes,
+            "loss_lanes": [lane for lane, flag in enumerate(lanes) if flag],
+            "statistics": statistics,
             "gradient": gradient,
             "ids": self._plan.batch(epoch, step).tolist(),
         }
@@ -104,8 +111,8 @@ class NonFiniteSteps:
         if self._config.engine.precision != "float32":
             remedies.append("engine.precision = 'float32'")
         return (
-            f"loss or gradient is not finite in {steps} (optim.max_nonfinite_steps = {count}); these steps changed"
-            f" nothing, their samples are in the lines of kind nonfinite in {self._config.folder / METRICS}."
+            f"loss, gradient or BatchNorm statistics are not finite in {steps} (optim.max_nonfinite_steps = {count});"
+            f" these steps changed nothing, their samples are in the lines of kind nonfinite in {self._config.folder / METRICS}."
             f" Try {', '.join(remedies[:-1])} or {remedies[-1]}, in a run of its own (--run.name)"
         )
 

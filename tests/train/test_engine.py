@@ -163,9 +163,9 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 # The loss of the second micro-batch: not finite with a gradient that is, finite with one that is not, and neither.
 BAD = {
-    "loss": (lambda loss, main: loss + float("inf"), [0, 1, 0]),
-    "gradient": (lambda loss, main: loss + (main[0, 0] * 0).abs().sqrt(), [0, 0, 1]),
-    "both": (lambda loss, main: loss + (main[0, 0] * float("nan")), [0, 1, 1]),
+    "loss": (lambda loss, main: loss + float("inf"), [0, 1, 0, 0]),
+    "gradient": (lambda loss, main: loss + (main[0, 0] * 0).abs().sqrt(), [0, 0, 0, 1]),
+    "both": (lambda loss, main: loss + (main[0, 0] * float("nan")), [0, 1, 0, 1]),
 }
 
 
@@ -178,7 +178,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
     engine = made(world, Optim(epochs=1, clip=clip))
     engine.train()
     if not first:
-        assert stepped(engine, batches).tolist() == [0, 0, 0]
+        assert stepped(engine, batches).tolist() == [0, 0, 0, 0]
     before = everything(engine)
     assert len([name for name in before if name.startswith("momentum")]) == 5
     add, flags = BAD[kind]
@@ -190,9 +190,21 @@ def test_a_step_that_is_not_finite_changes_nothing(
     if not first:
         stepped(without, batches)
     for one in (engine, without):
-        assert stepped(one, batches[4:]).tolist() == [0, 0, 0]
+        assert stepped(one, batches[4:]).tolist() == [0, 0, 0, 0]
     assert same(everything(without), everything(engine))
     assert not same(before, everything(engine))
+
+
+def test_a_variance_out_of_range_is_found_though_loss_and_gradient_are_finite(
+    world: World, batches: list[Batch]
+) -> None:
+    engine = made(world, Optim(epochs=1))
+    engine.train()
+    with torch.no_grad():
+        engine.module.conv.weight *= 1e20
+    before = everything(engine)
+    assert stepped(engine, batches).tolist() == [0, 0, 1, 0]
+    assert same(before, everything(engine))
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])

@@ -49,7 +49,10 @@ def test_the_line_says_all_that_would_help(configured) -> None:
     assert line.startswith("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 79.11 GiB of")
     assert "PyTorch" not in line
     assert "\n" not in line
-    assert "instead of data.micro_batch = 64 and data.lanes = 8, data.micro_batch = 32 and data.lanes = 16 keep the" in line
+    assert (
+        "instead of data.micro_batch = 64 and data.lanes = 8, data.micro_batch = 32 and data.lanes = 16 keep the"
+        in line
+    )
     assert "global batch of 512 and need 50% of the memory for activations" in line
     assert "engine.bank_device = 'cpu' takes 9.6 GB off" in line
     assert "engine.precision = 'bfloat16'" in line

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from runs import trained
+from safetensors.torch import load_file
 
 from pipeline import cli
 from pipeline.config import Config
@@ -67,9 +68,7 @@ def records(training: Training) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("steps", [0, 3])
-def test_after_such_a_step_everything_equals_what_was_before(
-    configured: Configured, world: World, steps: int
-) -> None:
+def test_after_such_a_step_everything_equals_what_was_before(configured: Configured, world: World, steps: int) -> None:
     changes: dict[str, Any] = {"optim__epochs": 1, "engine__bank_dtype": "float16"}
     training = poisoned(configured(run__max_steps=steps + 1, **changes), world, {steps: [1, 3]})
     before: dict[str, torch.Tensor] = {}
@@ -92,7 +91,7 @@ def test_after_such_a_step_everything_equals_what_was_before(
     ids = training.plan.batch(0, steps).tolist()
     assert record == {
         **{"kind": "nonfinite", "step": steps + 1, "epoch": (steps + 1) / 5, "in_a_row": 1},
-        **{"loss_lanes": [1, 3], "gradient": True, "ids": ids},
+        **{"loss_lanes": [1, 3], "statistics": True, "gradient": True, "ids": ids},
     }
     # The window that held it speaks of its other steps, if any.
     last = [r for r in records(training) if r["kind"] == "train"][-1]
@@ -106,7 +105,7 @@ def test_after_such_a_step_everything_equals_what_was_before(
 
 
 def test_a_run_with_such_steps_is_resumed_bit_for_bit(configured: Configured, world: World) -> None:
-    changes = {"checkpoint__every_steps": 7, "optim__epochs": 4, "track__every": 3, "track__norms": 3}
+    changes = {"checkpoint__every_steps": 7, "optim__epochs": 3, "track__every": 3, "track__norms": 5, "eval__every": 3}
     places = {4: [0], 6: [1], 7: [0, 1, 2, 3], 9: [3], 13: [2]}
     straight = run(configured(run__name="straight", **changes), world, places)
     config = configured(run__name="cut", **changes)
@@ -134,8 +133,10 @@ def test_a_run_with_such_steps_is_resumed_bit_for_bit(configured: Configured, wo
 
 def test_so_many_in_a_row_end_the_run_and_leave_a_sound_checkpoint(configured: Configured, world: World) -> None:
     changes = {"optim__epochs": 4, "checkpoint__every_steps": 2, "track__every": 1}
-    places = dict.fromkeys((1, 2, 4, 5, 6, 7, 8), [0])
-    with pytest.raises(InputError, match=r"not finite in each of steps 5 to 7 \(optim.max_nonfinite_steps = 3\)") as e:
+    places = {step: [0] for step in (1, 2, 4, 5, 6, 7, 8)}
+    with pytest.raises(
+        InputError, match=r"are not finite in each of steps 5 to 7 \(optim.max_nonfinite_steps = 3\)"
+    ) as e:
         run(configured(**changes), world, places)
     message = str(e.value)
     config = configured(**changes)
@@ -154,30 +155,41 @@ def test_so_many_in_a_row_end_the_run_and_leave_a_sound_checkpoint(configured: C
 
 
 def test_one_may_be_too_many(configured: Configured, world: World) -> None:
-    with pytest.raises(InputError, match=r"not finite in step 2 \(optim.max_nonfinite_steps = 1\)"):
+    with pytest.raises(InputError, match=r"are not finite in step 2 \(optim.max_nonfinite_steps = 1\)"):
         run(configured(optim__max_nonfinite_steps=1), world, {1: [2]})
 
 
+@pytest.mark.parametrize("lr", [1e5, 1e30])
 def test_a_learning_rate_out_of_this_world_ends_with_one_line(
     configured: Configured,
     world: World,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Any,
     capsys: pytest.CaptureFixture[str],
+    lr: float,
 ) -> None:
     from pipeline.train import dist
 
     monkeypatch.setattr(dist, "start", lambda timeout: world)
     monkeypatch.setattr(dist, "stop", lambda: None)
-    config = configured(optim__lr=1e30, optim__epochs=4, optim__schedule="constant")
+    config = configured(optim__lr=lr, optim__epochs=4, optim__schedule="constant", checkpoint__every_steps=1)
     file = tmp_path / "wild.toml"
     file.write_text(config.to_toml())
     assert cli.main(["train", str(file)]) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    assert error.strip().splitlines()[-1].startswith("alasca: loss or gradient is not finite in each of steps ")
-    assert "optim.lr (now 1e+30)" in error
+    assert (
+        error.strip()
+        .splitlines()[-1]
+        .startswith("alasca: loss, gradient or BatchNorm statistics are not finite in each of steps ")
+    )
+    assert f"optim.lr (now {lr:g})" in error
     assert "ids" not in error
     found = [r for r in read_metrics(config.folder) if r["kind"] == "nonfinite"]
     assert [r["in_a_row"] for r in found][-3:] == [1, 2, 3]
     assert all(len(r["ids"]) == 24 for r in found)
+    # Whatever is left of the network, nothing that is not finite was ever saved.
+    saved = sorted(config.folder.glob("checkpoints/step-*/model.safetensors"))
+    assert saved
+    for file in saved:
+        assert all(tensor.isfinite().all() for tensor in load_file(file).values()), file
