@@ -1,4 +1,4 @@
-"""Steps that are not finite (loss, gradient, BatchNorm): found on the device, left out, recorded, in the end refused."""
+"""Steps that are not finite (loss, gradient, BatchNorm): found on the device, left out, recorded, at last refused."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -112,8 +112,9 @@ class NonFiniteSteps:
             remedies.append("engine.precision = 'float32'")
         return (
             f"loss, gradient or BatchNorm statistics are not finite in {steps} (optim.max_nonfinite_steps = {count});"
-            f" these steps changed nothing, their samples are in the lines of kind nonfinite in {self._config.folder / METRICS}."
-            f" Try {', '.join(remedies[:-1])} or {remedies[-1]}, in a run of its own (--run.name)"
+            " these steps changed nothing, their samples are in the lines of kind nonfinite in"
+            f" {self._config.folder / METRICS}. Try {', '.join(remedies[:-1])} or {remedies[-1]}, in a run of its own"
+            " (--run.name)"
         )
 
     def state_dict(self) -> int:
