@@ -174,6 +174,7 @@ class Optim(Section):
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup_epochs: NonNegative = 0.0
     clip: NonNegative = 0.0  # gradient norm; 0 = off
+    max_nonfinite_steps: Count = 3  # so many in a row, each of which changes nothing, end the run
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -28,6 +28,7 @@ def summarise(folder: Path, total_steps: int) -> dict[str, Any]:
         "memory_gb": max(r["memory_gb"] for r in training),
         "train_seconds": train_seconds(folder),
         "bad_images": sum(r["kind"] == "bad" for r in records),
+        "nonfinite_steps": sum(r["kind"] == "nonfinite" for r in records),
     }
 
 

@@ -161,7 +161,6 @@ def _line(kind: str, record: dict[str, Any]) -> str:
         text = f"epoch {record['epoch']:.0f}  {record['set']}: main {record['main/top1']:.2%}{averaged}"
         points = record.get("vs_reference/main/top1")
         return text if points is None else f"{text}  (main {100 * points:+.2f} points to the reference)"
-    shown = {
-        k: f"{v:.4g}" if isinstance(v, float) else v for k, v in record.items() if k not in ("kind", "step", "time")
-    }
+    hidden = ("kind", "step", "time", "ids")  # ids may be thousands
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in record.items() if k not in hidden}
     return f"{kind}: " + "  ".join(f"{k} {v}" for k, v in shown.items())

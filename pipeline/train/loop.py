@@ -24,6 +24,8 @@ from pipeline.train.engine import Engine
 from pipeline.train.evaluate import evaluate
 from pipeline.train.identity import identity, refuse_difference, versions
 from pipeline.train.inputs import Inputs
+from pipeline.train.memory import explained
+from pipeline.train.nonfinite import NonFiniteSteps
 from pipeline.train.norms import JacobianNorms
 from pipeline.train.schedule import Schedule
 
@@ -37,15 +39,17 @@ def train(config: Config) -> list[str]:
         On rank 0, a line for each checkpoint that could not be written; else nothing.
 
     Raises:
-        InputError: see `Inputs.open`, `Checkpoints.choose`, `refuse_difference`, `BadImages.agree`.
+        InputError: see `Inputs.open`, `Checkpoints.choose`, `refuse_difference`, `BadImages.agree`, `NonFiniteSteps`.
+        OwnError: this process's GPU is out of memory.
     """
     inputs = Inputs.open(config, dist.world_size())
     world = dist.start(config.dist.timeout)
-    training = Training(config, inputs, world)
-    try:
-        training.run()
-    finally:
-        training.close()
+    with explained(config, inputs, world):
+        training = Training(config, inputs, world)
+        try:
+            training.run()
+        finally:
+            training.close()
     dist.stop()
     return training.checkpoints.failures
 
@@ -84,6 +88,7 @@ class Training:
         allowed = config.data.max_bad_fraction
         self.bad = {"train": BadImages(self.manifest, allowed, of=self.plan.num_active)}
         self.bad |= {f"eval.{name}": BadImages(manifest, allowed) for name, manifest in self.sets.items()}
+        self.nonfinite = NonFiniteSteps(config, self.plan)
         if checkpoint is not None:
             self._restore(checkpoint)
             if world.rank == 0:
@@ -113,9 +118,13 @@ class Training:
             looks = config.track.norms > 0 and (step + 1) % config.track.norms == 0
             for _ in self.lanes:
                 self._micro_batch(step // per_epoch, window, looks)
-            self.engine.step(self.schedule.lr(step))
+            flags = self.engine.step(self.schedule.lr(step))
+            skipped = flags.any()
+            self.objective.settle(skipped)
+            window.settle(skipped)
 
             done = step + 1
+            self.nonfinite.note(done, flags, self.tracker)
             ends_epoch, saves = done % per_epoch == 0, done % save_every == 0 or done == last
             evaluates = done == last or (ends_epoch and done // per_epoch % config.eval.every == 0)
             self.tracker.progress(done)
@@ -166,6 +175,7 @@ class Training:
     def _record(self, step: int, window: Window) -> None:
         """One line of figures, and the images newly found bad."""
         done = step + 1
+        self.nonfinite.look(self.tracker)
         figures = {**self._place(done), "lr": self.engine.lr, **window.close()}
         self.train_seconds += figures["seconds"]
         related = self.reference.training({"step": done, **figures}) if self.reference else {}
@@ -213,6 +223,7 @@ class Training:
                 "versions": versions(),
                 "world": self.world.size,
                 "bad": {name: bad.state_dict() for name, bad in self.bad.items()},
+                "nonfinite": self.nonfinite.state_dict(),
             },
         )
 
@@ -224,9 +235,10 @@ class Training:
         self.engine.optimizer.load_state_dict(optimizer)
         for own in owns:
             self.objective.load_state_dict(own)
-        known = read_index(checkpoint)["bad"]
+        index = read_index(checkpoint)
         for name, bad in self.bad.items():
-            bad.load_state_dict(known.get(name, []))
+            bad.load_state_dict(index["bad"].get(name, []))
+        self.nonfinite.load_state_dict(index["nonfinite"])
 
     def _feed(self) -> Feed:
         """This rank's micro-batches, from the first step that is left to the end of the run."""
