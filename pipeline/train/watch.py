@@ -64,7 +64,8 @@ class Watch:
         self._proposal: Verdict | None = None
         self._deciding = threading.Lock()
         self._failing = self._left = False
-        self._wake, self._settled, self._closed = threading.Event(), threading.Event(), threading.Event()
+        self._wake, self._closed = threading.Event(), threading.Event()
+        self._said, self._settled = threading.Event(), threading.Event()
         self._listener = threading.Thread(target=self._listen, daemon=True, name=f"{_NAME}: store")
         self._judge = threading.Thread(target=self._look, daemon=True, name=f"{_NAME}: clock")
 
@@ -112,6 +113,7 @@ class Watch:
             return
         if verdict.status == 1:
             self._say(verdict.text)
+        self._said.set()
         self._wake.set()
         self._settled.wait(3 * self._every)
         if verdict.status == 1:
@@ -164,6 +166,8 @@ class Watch:
         """Wait, not for long, until all who can have learnt the verdict: the store may end with this process."""
         assert self._store is not None
         expected = len(self._roll.staying() - set(verdict.gone))
+        # Said first: when all have settled the first of them leaves, and its launcher ends the rest.
+        self._said.wait(_SECONDS_TO_SPEAK + self._every)
         self._store.add(_SEEN, 1)
         limit = time.monotonic() + 2 * self._every
         while self._store.add(_SEEN, 0) < expected and time.monotonic() < limit:
@@ -199,6 +203,7 @@ class Watch:
             said += f"alasca: rank {self._world.rank} on {self._host}, what its threads were doing:\n{_stacks()}"
         if said:
             self._say(said.rstrip())
+        self._said.set()
         if self._store is not None:
             self._settled.wait(3 * self._every)
         if verdict.rank != self._world.rank:
