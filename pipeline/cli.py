@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias
 
 from shards import commands as shard_commands
-from shards.errors import InputError, OwnError
+from shards.errors import InputError, OwnError, one_line
 
 Parser = argparse.ArgumentParser
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -47,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The first process of the node reports the mistake, and its end makes the launcher end this one. Leaving at
             # once would make the launcher end the first before its line is out. Who is still here found it alone.
             time.sleep(_SECONDS_TO_SPEAK)
-        # From a data worker the message arrives under a traceback; its last line is ours.
-        line = str(error).strip().splitlines()[-1].split("Error: ", 1)[-1] if "\n" in str(error) else str(error)
-        print(f"alasca: {line}", file=sys.stderr)
+        print(f"alasca: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("alasca: interrupted", file=sys.stderr)

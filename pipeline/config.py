@@ -242,9 +242,10 @@ class Track(Section):
 
 
 class Dist(Section):
-    """Seconds after which a collective that hangs ends the run."""
+    """Seconds without progress, and without a sign of life of a process, after which the run ends."""
 
     timeout: Annotated[float, Field(gt=0)] = 600.0
+    heartbeat: Annotated[float, Field(gt=0)] = 30.0
 
 
 class Config(Section):

@@ -28,6 +28,7 @@ from pipeline.train.memory import explained
 from pipeline.train.nonfinite import NonFiniteSteps
 from pipeline.train.norms import JacobianNorms
 from pipeline.train.schedule import Schedule
+from pipeline.train.watch import Watch
 
 
 def train(config: Config) -> list[str]:
@@ -43,9 +44,10 @@ def train(config: Config) -> list[str]:
         OwnError: this process's GPU is out of memory.
     """
     inputs = Inputs.open(config, dist.world_size())
-    world = dist.start(config.dist.timeout)
-    with explained(config, inputs, world):
-        training = Training(config, inputs, world)
+    timeout, heartbeat = config.dist.timeout, config.dist.heartbeat
+    world = dist.start(timeout + heartbeat)  # after the watch, which can say more
+    with Watch(world, timeout, heartbeat, dist.own_store()) as watch, explained(config, inputs, world):
+        training = Training(config, inputs, world, watch)
         try:
             training.run()
         finally:
@@ -57,8 +59,9 @@ def train(config: Config) -> list[str]:
 class Training:
     """One run in one process of it; holds what the steps share."""
 
-    def __init__(self, config: Config, inputs: Inputs, world: World) -> None:
+    def __init__(self, config: Config, inputs: Inputs, world: World, watch: Watch | None = None) -> None:
         self.config, self.world = config, world
+        self.watch = watch or Watch(world, config.dist.timeout, config.dist.heartbeat)  # which nobody looks at
         self.manifest, self.selection = inputs.manifest, inputs.selection
         self.sets, self.plan = inputs.sets, inputs.plan
         self.lanes = self.plan.lanes_of(world.rank, world.size)
@@ -117,7 +120,7 @@ class Training:
         for step in range(self.start, last):
             looks = config.track.norms > 0 and (step + 1) % config.track.norms == 0
             for _ in self.lanes:
-                self._micro_batch(step // per_epoch, window, looks)
+                self._micro_batch(step, window, looks)
             flags = self.engine.step(self.schedule.lr(step))
             skipped = flags.any()
             self.objective.settle(skipped)
@@ -142,6 +145,7 @@ class Training:
         if last < self.schedule.total_steps:
             self.tracker.pause(last)
         elif self.world.rank == 0:
+            self.watch.phase("finish")
             self.tracker.finish(self._summary())
 
     def close(self) -> None:
@@ -149,11 +153,13 @@ class Training:
         self.ahead.close()
         self.feed.close()
 
-    def _micro_batch(self, epoch: int, window: Window, looks: bool) -> None:
+    def _micro_batch(self, step: int, window: Window, looks: bool) -> None:
         """Forward and backward of one lane's share of the step; `looks` keeps a few images for the norms."""
-        asked = time.perf_counter()
+        asked, epoch = time.perf_counter(), step // self.plan.steps_per_epoch
+        self.watch.phase("data", step + 1)
         host_batch = next(self.feed)
         window.waited(time.perf_counter() - asked)
+        self.watch.phase("step" if step > self.start else "compile")  # libraries choose and build kernels in the first
         batch = host_batch.to(self.world.device)
         main, aux = self.engine.forward(batch.images)
         losses = self.objective(main, aux, batch.labels, batch.positions, batch.valid, epoch)
@@ -175,6 +181,7 @@ class Training:
     def _record(self, step: int, window: Window) -> None:
         """One line of figures, and the images newly found bad."""
         done = step + 1
+        self.watch.phase("record")
         self.nonfinite.look(self.tracker)
         figures = {**self._place(done), "lr": self.engine.lr, **window.close()}
         self.train_seconds += figures["seconds"]
@@ -197,7 +204,7 @@ class Training:
         self.engine.eval()
         for name, manifest in self.sets.items():
             began = time.perf_counter()
-            figures = evaluate(self.engine.forward, manifest, self.config, self.world, self.bad[f"eval.{name}"])
+            figures = evaluate(self._answer, manifest, self.config, self.world, self.bad[f"eval.{name}"])
             self._record_bad(f"eval.{name}", done)
             spent = {"seconds": time.perf_counter() - began, "train_seconds": self.train_seconds}
             record = {**self._place(done), "set": name, **figures, **spent}
@@ -208,7 +215,12 @@ class Training:
         self.engine.train()
         return selected
 
+    def _answer(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        self.watch.phase("evaluate")  # anew for each batch: a long evaluation is no hang
+        return self.engine.forward(images)
+
     def _save(self, done: int, selected: float | None) -> None:
+        self.watch.phase("save")
         self.engine.statistics.average_over_ranks()
         self.checkpoints.save(
             done,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -183,20 +184,41 @@ def test_two_nodes_train_the_same_under_torchrun_and_deepspeed(config: Path, tmp
         assert json.loads((config.parent / name / "summary.json").read_text())["world"] == 2
 
 
-def test_a_killed_rank_ends_the_other_node(config: Path) -> None:
+def test_a_lost_node_is_named_by_the_other(config: Path) -> None:
     """DeepSpeed's agents know nothing of each other: the rank that is left has to end by itself."""
-    left, struck = jobs = deepspeed_nodes(config, "struck", "--optim.epochs", "2000")
+    left, struck = jobs = deepspeed_nodes(config, "struck", "--optim.epochs", "2000", "--dist.heartbeat", "6")
     with ended(*jobs):
-        metrics = config.parent / "struck" / "metrics.jsonl"
-        limit = time.monotonic() + 80
-        while not (metrics.exists() and metrics.stat().st_size):
-            assert all(job.process.poll() is None for job in jobs), struck.end_of_log() + left.end_of_log()
-            assert time.monotonic() < limit
-            time.sleep(0.05)
-        rank_of(struck).kill()
-        struck.status(30)  # it ends; but deepspeed's runner returns 0 where the launcher below it died by a signal
-        assert left.status(60) != 0
+        wait_for_records(config.parent / "struck", jobs)
+        struck.end()
+        assert left.status(60) == 1
     assert not (config.parent / "struck" / "summary.json").exists()
+    said = left.log.read_text()
+    assert re.search(r"alasca: rank 1 on \S+ (gave no sign of life|\(process \d+\) ended)", said), left.end_of_log()
+    assert "last seen in step" in said
+
+
+def test_a_failure_is_told_on_the_other_node(config: Path) -> None:
+    """The rank that keeps the store fails, its data workers killed: the other node's rank still hears why."""
+    jobs = deepspeed_nodes(config, "failed", "--optim.epochs", "2000")
+    with ended(*jobs):
+        wait_for_records(config.parent / "failed", jobs)
+        for worker in rank_of(jobs[0]).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+        assert [job.status(60) for job in jobs] == [1, 1]
+    for job in jobs:
+        said = job.log.read_text()
+        assert re.search(r"alasca: rank 0 on \S+ failed in step \d+: data:\n.*Traceback", said), job.end_of_log()
+        assert said.count("alasca: rank") == 1
+
+
+def wait_for_records(run: Path, jobs: list[Job]) -> None:
+    metrics = run / "metrics.jsonl"
+    limit = time.monotonic() + 80
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert all(job.process.poll() is None for job in jobs), "".join(job.end_of_log() for job in jobs)
+        assert time.monotonic() < limit
+        time.sleep(0.05)
 
 
 def rank_of(job: Job) -> psutil.Process:
