@@ -43,6 +43,8 @@ ORDER = [
     "shards.sheet",
     "shards.verify",
     "shards.commands",
+    "pipeline.section",
+    "pipeline.methodconfig",
     "pipeline.config",
     "pipeline.configfile",
     "pipeline.data",

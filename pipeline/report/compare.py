@@ -11,10 +11,11 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline import configfile
-from pipeline.config import Config, Count, Fraction, Section
+from pipeline.config import Config
 from pipeline.data.selection import select
 from pipeline.record.track import METRICS, SUMMARY
 from pipeline.report import group, page, results
+from pipeline.section import Count, Fraction, Section
 from pipeline.train.identity import identity, refuse_difference
 from shards.errors import InputError
 from shards.manifest import Manifest
