@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import contextlib
 import json
 import os
 import sys
@@ -28,7 +29,8 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     status = main(argv)
     atexit._run_exitfuncs()
     sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        sys.stderr.flush()
     os._exit(status)
 
 

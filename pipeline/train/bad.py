@@ -47,8 +47,8 @@ class BadImages:
         return len(self._agreed)
 
     def state_dict(self) -> dict[int, str]:
-        """What this rank found so far."""
-        return dict(self._own)
+        """What this rank found so far, as far as the record names it: not in an evaluation that was cut off."""
+        return {i: reason for i, reason in self._own.items() if i in self._agreed}
 
     def load_state_dict(self, state: dict[int, str]) -> None:
         """Go on from an earlier attempt, whose record already names these."""

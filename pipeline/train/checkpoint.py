@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, world: World, keep: int) -> None:
         self._folder, self._world, self._keep = folder, world, keep
+        self.seconds: float | None = None  # that the last save took
 
     def save(
         self,
@@ -54,6 +56,7 @@ class Checkpoints:
             own: this rank's per-sample state, tensors and plain values.
             about: what a resume must agree with, as JSON.
         """
+        began = time.monotonic()
         final = self._folder / f"step-{step:09d}"
         temporary = self._folder / f".{final.name}.tmp"
         leader = self._world.rank == 0
@@ -79,6 +82,7 @@ class Checkpoints:
             for old in self.paths()[: -self._keep]:
                 shutil.rmtree(old)
         dist.barrier()
+        self.seconds = time.monotonic() - began
         return final
 
     def paths(self) -> list[Path]:

@@ -1,18 +1,17 @@
 """Training, from the first batch to the summary. Read `Training.run` first."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pipeline.config import Config
 from pipeline.data.ahead import Ahead
 from pipeline.data.loader import Feed, TrainBatches, lanes_of_a_worker, train_keys
 from pipeline.record.metrics import Window
 from pipeline.record.reference import Reference
-from pipeline.record.summary import summarise, train_seconds
+from pipeline.record.summary import train_seconds
 from pipeline.record.track import Tracker
 from pipeline.train import dist
 from pipeline.train.bad import BadImages
@@ -20,11 +19,17 @@ from pipeline.train.checkpoint import Checkpoints, read_index
 from pipeline.train.compose import compose
 from pipeline.train.dist import World
 from pipeline.train.engine import Engine
-from pipeline.train.evaluate import evaluate
+from pipeline.train.evaluate import Answers, evaluate
+from pipeline.train.evaluations import Evaluations
+from pipeline.train.flags import Flags
 from pipeline.train.identity import identity, refuse_difference, versions
 from pipeline.train.inputs import Inputs
+from pipeline.train.launcher import Launcher
 from pipeline.train.norms import JacobianNorms
+from pipeline.train.outcome import outcome
+from pipeline.train.restarts import Restarts
 from pipeline.train.schedule import Schedule
+from pipeline.train.stop import Asked, Reason, Stop, mark_stopped
 
 
 def train(config: Config) -> None:
@@ -56,14 +61,19 @@ class Training:
         self.schedule = Schedule(config.optim, self.plan.steps_per_epoch)
         self.identity = identity(config, self.manifest, self.selection)
         self.checkpoints = Checkpoints(config.folder / "checkpoints", world, config.checkpoint.keep)
-        checkpoint = self.checkpoints.choose(config.run.resume)
+        self.launcher = Launcher()
+        restarts = Restarts(config, world, self.launcher)
+        checkpoint = self.checkpoints.choose(restarts.resume())
         self.start = 0
+        self.save_seconds: float | None = None  # of the last save, be it of an earlier attempt
         if checkpoint is not None:
             index = read_index(checkpoint)
             refuse_difference(index["identity"], self.identity, str(checkpoint))
-            self.start = index["step"]
-        last = self.schedule.total_steps
-        self.ahead = Ahead(self.manifest, self.plan, self.lanes, self.start, last, dist.neighbours())
+            self.start, self.save_seconds = index["step"], index.get("save_seconds")
+        total = self.schedule.total_steps
+        self.last = min(total, config.run.max_steps or total)
+        self.evaluations = Evaluations(config, self.sets, self.plan.steps_per_epoch, self.start, self.last, world)
+        self.ahead = Ahead(self.manifest, self.plan, self.lanes, self.start, total, dist.neighbours())
         if world.local_rank == 0 and (warning := self.ahead.warning()):
             print(f"alasca: {warning}", file=sys.stderr, flush=True)
         self.feed = self._feed()
@@ -82,54 +92,87 @@ class Training:
         self.tracker = Tracker(
             config,
             leader=world.rank == 0,
-            total_steps=self.schedule.total_steps,
+            total_steps=total,
             start_step=self.start,
             identity=self.identity,
         )
+        restarts.mark()
+        self.flags = Flags("stop", world=world, timeout_s=config.dist.timeout)
         # Only the leader's records count, and only it may meet a file that somebody else is writing.
         leads = world.rank == 0
         self.train_seconds = train_seconds(config.folder) if leads else 0.0  # of earlier attempts
         self.reference = Reference(Path(config.track.reference)) if config.track.reference and leads else None
 
     def run(self) -> None:
-        """Every step that is left: micro-batches, update, record, evaluation, checkpoint."""
+        """Every step that is left: micro-batches, update, record, evaluation, checkpoint. May be asked to stop."""
+        folder = self.config.folder if self.world.rank == 0 else None
+        with Stop(folder, self.config.run.max_minutes, self.launcher) as self.stop:
+            done, reason = self._steps()
+            if reason is not None:
+                if folder is not None:
+                    mark_stopped(folder, done, reason)
+                self.tracker.pause(done, reason, self.launcher.command())
+            elif folder is not None:
+                summary = outcome(self.config, self.plan, done, self.engine.module, self.world, self.sets)
+                self.tracker.finish(summary | {"identity": self.identity})
+
+    def _steps(self) -> tuple[int, str | None]:
+        """Finished steps, all saved, and why there are not more of them; None at the end of the run."""
         config, per_epoch = self.config, self.plan.steps_per_epoch
-        last = min(self.schedule.total_steps, config.run.max_steps or self.schedule.total_steps)
         save_every = config.checkpoint.every_steps or per_epoch
+        self.stop.mind_saving(self.save_seconds)
         self.engine.train()
         if self.start == 0 and (lacking := self.plan.deficit(0)):
             self.tracker.log("balance", 0, {f"lacking/{self.manifest.classes[k]}": n for k, n in lacking.items()})
+        if self.evaluations.due(self.start) and (reason := self._evaluate(self.start)):
+            return self.start, str(reason)
         window = Window()
-        for step in range(self.start, last):
+        if self.start < self.last and (reason := self._first_batch(window)):
+            return self.start, str(reason)
+        for step in range(self.start, self.last):
             looks = config.track.norms > 0 and (step + 1) % config.track.norms == 0
             for _ in self.lanes:
                 self._micro_batch(step // per_epoch, window, looks)
             self.engine.step(self.schedule.lr(step))
 
             done = step + 1
-            ends_epoch, saves = done % per_epoch == 0, done % save_every == 0 or done == last
-            evaluates = done == last or (ends_epoch and done // per_epoch % config.eval.every == 0)
+            reason = self._agreed(self.flags.read())
+            self.flags.post(stop=self.stop.asked() or 0)
+            saves = done % save_every == 0 or done == self.last
+            evaluates = self.evaluations.due(done)
             self.tracker.progress(done)
             self.ahead.reached(done)
             if looks:
                 self.tracker.log("norms", done, {**self._place(done), **self.norms.record(step // per_epoch)})
             # A window never spans a checkpoint, so that a resumed run writes the same lines.
-            if done % config.track.every == 0 or evaluates or saves:
+            if done % config.track.every == 0 or evaluates or saves or reason:
                 self._record(step, window)
-                if evaluates:
-                    self._evaluate(done)
-                if saves:
+                if evaluates and not reason:
+                    reason = self._evaluate(done)
+                if saves or reason:
                     self._save(done)
                 window = Window()
-        if last < self.schedule.total_steps:
-            self.tracker.pause(last)
-        elif self.world.rank == 0:
-            self.tracker.finish(self._summary())
+            if reason:
+                return done, str(reason)
+        self.flags.read()
+        return self.last, None if self.last == self.schedule.total_steps else "run.max_steps"
 
     def close(self) -> None:
         """End what works for this process beside it; whatever happened."""
         self.ahead.close()
         self.feed.close()
+
+    def _first_batch(self, window: Window) -> Reason | None:
+        """Wait for it on all ranks. Nothing was done yet, so a signal may end the wait; then all of them leave."""
+        asked = time.perf_counter()
+        with contextlib.suppress(Asked), self.stop.interruptible():
+            self.feed.prepare()
+        window.waited(time.perf_counter() - asked)
+        return self._agreed(self.flags.agree(stop=self.stop.asked() or 0))
+
+    def _agreed(self, flags: dict[str, int]) -> Reason | None:
+        """Why to stop, the same on all ranks."""
+        return Reason(flags["stop"]) if flags["stop"] else None
 
     def _micro_batch(self, epoch: int, window: Window, looks: bool) -> None:
         """Forward and backward of one lane's share of the step; `looks` keeps a few images for the norms."""
@@ -172,17 +215,29 @@ class Training:
         for fields in self.bad[name].agree():
             self.tracker.log("bad", done, {"dataset": name, **fields})
 
-    def _evaluate(self, done: int) -> None:
-        self.engine.eval()
-        for name, manifest in self.sets.items():
-            began = time.perf_counter()
-            figures = evaluate(self.engine.forward, manifest, self.config, self.world, self.bad[f"eval.{name}"])
+    def _evaluate(self, done: int) -> Reason | None:
+        """Evaluate on every set that the record of this step lacks: a stop may have cut an earlier attempt off here.
+
+        Returns:
+            Why it was cut off, on all ranks: then the set at hand has no record.
+        """
+        missing = self.evaluations.missing(done)
+        if missing:
+            self.engine.eval()
+        for name, manifest in missing.items():
+            began, bad = time.perf_counter(), self.bad[f"eval.{name}"]
+            answers = Answers(self.engine.forward, manifest, self.config, self.world, bad, stop=self.stop.asked)
+            figures = evaluate(answers)
+            if figures is None:
+                self.engine.train()
+                return self._agreed(self.flags.agree(stop=self.stop.asked() or 0))
             self._record_bad(f"eval.{name}", done)
             spent = {"seconds": time.perf_counter() - began, "train_seconds": self.train_seconds}
             record = {**self._place(done), "set": name, **figures, **spent}
             related = self.reference.evaluation(record) if self.reference else {}
             self.tracker.log("eval", done, record | related)
         self.engine.train()
+        return None
 
     def _save(self, done: int) -> None:
         self.engine.statistics.average_over_ranks()
@@ -194,8 +249,15 @@ class Training:
                 "objective": self.objective.state_dict(),
                 "bad": {name: bad.state_dict() for name, bad in self.bad.items()},
             },
-            about={"identity": self.identity, "classes": self.manifest.classes, "versions": versions()},
+            about={
+                "identity": self.identity,
+                "classes": self.manifest.classes,
+                "versions": versions(),
+                "save_seconds": self.save_seconds,
+            },
         )
+        self.save_seconds = self.checkpoints.seconds
+        self.stop.mind_saving(self.save_seconds)
 
     def _restore(self, checkpoint: Path) -> None:
         model, optimizer, own = self.checkpoints.load(checkpoint, self.world.device)
@@ -221,18 +283,3 @@ class Training:
         )
         keys = train_keys(self.plan, self.lanes, self.start, self.schedule.total_steps)
         return Feed(dataset, keys, data.workers, pin=self.world.device.type == "cuda")
-
-    def _summary(self) -> dict[str, Any]:
-        return {
-            "name": self.config.run.name,
-            "steps": self.schedule.total_steps,
-            "epochs": self.config.optim.epochs,
-            "samples": self.schedule.total_steps * self.plan.global_batch,
-            **summarise(self.config.folder, self.schedule.total_steps),
-            "parameters": sum(p.numel() for p in self.engine.module.parameters()),
-            "world": self.world.size,
-            "device": torch.cuda.get_device_name() if self.world.device.type == "cuda" else "cpu",
-            "versions": versions(),
-            "identity": self.identity,
-            "set_fingerprints": {name: manifest.fingerprint for name, manifest in self.sets.items()},
-        }
