@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
@@ -208,6 +209,7 @@ def _fork_server() -> BaseContext:
     context.set_forkserver_preload([__name__])  # once, instead of in every worker
     # What is blocked here stays so in the server and below it: launchers end a run by a signal to all of its processes,
     # and without the server its workers would count as crashed, before the run has saved.
+    multiprocessing.resource_tracker.ensure_running()  # it would unblock them on the way
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_RUN)
     try:
         multiprocessing.forkserver.ensure_running()

@@ -247,5 +247,10 @@ def _train(comparison: Comparison, run: Planned, finished: set[str]) -> bool:
     command += ["--nproc-per-node", str(comparison.ranks), "--module", "pipeline", "train", str(file)]
     threads = max(1, len(os.sched_getaffinity(0)) // comparison.ranks)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    status = subprocess.run(command, env=environment, check=False).returncode
+    process = subprocess.Popen(command, env=environment)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # the run got it too, and saves
+        raise
     return status == 0 and (folder / SUMMARY).exists()

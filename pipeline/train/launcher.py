@@ -47,6 +47,8 @@ class Launcher:
                     return True
             except psutil.NoSuchProcess:
                 return True
+            except psutil.Error:  # not ours to look at
+                return False
             child = above
         return False
 

@@ -6,7 +6,6 @@ import math
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -129,10 +128,9 @@ class Stop:
         """Warn once, on the first rank, where a save takes so long that launchers would not wait for it."""
         if self._folder is not None and not self._warned and seconds is not None and seconds > _LONG_SAVE_S:
             self._warned = True
-            print(
-                f"alasca: a save takes {seconds:.0f} s, and launchers kill {_LAUNCHERS_WAIT_S} s after SIGTERM: to"
-                f" stop, send the ranks SIGUSR1 earlier, or touch {self._folder / _FILE}, or set run.max_minutes",
-                file=sys.stderr,
+            _say(
+                f"a save takes {seconds:.0f} s, and launchers kill {_LAUNCHERS_WAIT_S} s after SIGTERM: to stop, send"
+                f" the ranks SIGUSR1 earlier, or touch {self._folder / _FILE}, or set run.max_minutes"
             )
 
     def _drop_old_file(self, path: Path) -> None:
@@ -140,7 +138,7 @@ class Stop:
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime < self._born - 1:  # file systems round
                 path.unlink()
-                print(f"alasca: removed {path}, which is older than this attempt", file=sys.stderr)
+                _say(f"removed {path}, which is older than this attempt")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._reason is None:

@@ -58,14 +58,23 @@ def straight(config: Path) -> Path:
     return config.parent / "straight"
 
 
-def equal(run: Path, straight: Path) -> bool:
+def ends_as(run: Path, straight: Path) -> None:
+    """Bit for bit, but for BatchNorm's running statistics: each save averages them over the ranks, which rounds."""
     ours, theirs = (load_file(folder / LAST / "model.safetensors") for folder in (run, straight))
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    for name, tensor in ours.items():
+        if "running" in name:
+            torch.testing.assert_close(tensor, theirs[name], msg=name)
+        else:
+            assert torch.equal(tensor, theirs[name]), name
     for rank in range(2):
         banks = [torch.load(f / LAST / f"rank-{rank:05d}.pt")["objective"]["bank"]["rows"] for f in (run, straight)]
         assert torch.equal(*banks)
     assert not (run / "stopped").exists()
-    return [timeless(r) for r in read_metrics(run)] == [timeless(r) for r in read_metrics(straight)]
+    lines = [[timeless(r) for r in read_metrics(f)] for f in (run, straight)]
+    for record, other in zip(*lines, strict=True):
+        if record["kind"] == "eval":
+            assert record.pop("loss") == pytest.approx(other.pop("loss"), rel=1e-4)
+        assert record == other
 
 
 def begun(job: Job, run: Path, step: int = 4) -> None:
@@ -104,7 +113,7 @@ def test_local_passes_a_signal_on_and_calls_it_a_success(config: Path, straight:
         assert json.loads((run / "stopped").read_text())["step"] > step
 
     finishes(local(config, "told", "--resume", "auto"))
-    assert equal(run, straight)
+    ends_as(run, straight)
 
 
 def test_ranks_whose_runner_was_terminated_save_and_leave(config: Path) -> None:
@@ -160,7 +169,7 @@ def test_slurm_stops_ahead_of_time_requeues_and_goes_on(config: Path, straight: 
     again = slurm_job(config, "queued", tmp_path)
     finishes(again)
     assert (tmp_path / "requeued").read_text() == f"{number}\n"  # no more
-    assert equal(run, straight)
+    ends_as(run, straight)
 
 
 def test_torchruns_own_restart_goes_on_from_the_last_checkpoint(config: Path, straight: Path) -> None:
@@ -174,7 +183,7 @@ def test_torchruns_own_restart_goes_on_from_the_last_checkpoint(config: Path, st
         os.kill(ranks[1].pid, signal.SIGKILL)
         assert job.status(120) == 0, job.end_of_log()
     assert "restart 1 of this job: on from the newest checkpoint" in job.log.read_text()
-    assert equal(run, straight)
+    ends_as(run, straight)
 
 
 def test_another_job_does_not_take_the_run_for_its_own(config: Path, straight: Path) -> None:

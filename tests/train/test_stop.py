@@ -1,5 +1,6 @@
 """Asked to stop, a run saves, says so, and goes on later as if nothing had been."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -77,7 +78,7 @@ def disturbed(config: Config, world: World, hook: Hook) -> dict[str, Any]:
     return found
 
 
-def after_step(number: int, act: Callable[[], None]) -> Hook:
+def after_step(number: int, act: Callable[[], object]) -> Hook:
     def hook(training: Training) -> None:
         step, done = training.engine.step, 0
 
@@ -93,7 +94,7 @@ def after_step(number: int, act: Callable[[], None]) -> Hook:
     return hook
 
 
-def in_evaluation(batch: int, act: Callable[[], None]) -> Hook:
+def in_evaluation(batch: int, act: Callable[[], object]) -> Hook:
     """Before the forward of some evaluation batch, counted over all sets and evaluations."""
 
     def hook(training: Training) -> None:
@@ -154,6 +155,23 @@ def test_an_evaluation_is_cut_off_and_made_up_for(
     # Cut off once more, before any step.
     again = config.model_copy(update={"run": config.run.model_copy(update={"resume": "auto"})})
     assert disturbed(again, world, in_evaluation(2, asked(signal.SIGTERM)))["step"] == 5
+    goes_on_as_straight(config, world, straight)
+
+
+def test_nobody_has_to_listen(
+    run: Configured, world: World, straight: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends the `tee` behind a pipe before the run has saved."""
+    config = run("unheard")
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w", buffering=1, closefd=False) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        found = disturbed(config, world, after_step(3, lambda: (os.close(reading), signal.raise_signal(signal.SIGINT))))
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
+    os.close(writing)
+    assert found["step"] == 4
     goes_on_as_straight(config, world, straight)
 
 
@@ -219,7 +237,7 @@ def test_a_stop_file_is_obeyed_and_removed(run: Configured, world: World) -> Non
 
 
 def test_an_old_stop_file_is_removed_and_a_new_one_is_not(
-    run: Configured, world: World, capsys: pytest.CaptureFixture[str]
+    run: Configured, world: World, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = run("old-file", optim__epochs=1)
     config.folder.mkdir()
@@ -229,7 +247,7 @@ def test_an_old_stop_file_is_removed_and_a_new_one_is_not(
     file.touch()
     os.utime(file, (1e9, 1e9))
     trained(config, world)
-    assert f"removed {file}, which is older than this attempt" in capsys.readouterr().err
+    assert f"removed {file}, which is older than this attempt" in capfd.readouterr().err
     assert (config.folder / "summary.json").exists()
 
 
@@ -283,12 +301,12 @@ def test_a_wait_for_the_first_batch_ends_with_a_signal(tmp_path: Path) -> None:
             raise AssertionError("not reached")
 
 
-def test_a_slow_save_is_warned_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slow_save_is_warned_of_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stop = Stop(tmp_path, None, Launcher())
     for seconds in (None, 20.0, 34.4, 50.0):
         stop.mind_saving(seconds)
     Stop(None, None, Launcher()).mind_saving(50.0)
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("alasca: a save takes 34 s, and launchers kill 30 s after SIGTERM")
 
 
