@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -15,6 +16,21 @@ from jobs import BIN, LAUNCH, LOCAL, SBATCH, TRAIN, Job, ended, free_port, slurm
 from pipeline.record.metrics import timeless
 from pipeline.record.track import read_metrics
 from shards.manifest import Manifest
+
+TOLD = """#!/usr/bin/env bash
+leave() {
+    echo "$1"
+    [[ -z $SAVES ]] || touch "$RUN/stopped"
+    exit 1
+}
+trap 'leave INT' INT
+trap 'leave TERM' TERM
+[[ ! -e $RUN/stopped ]] || echo "left over"
+echo ready
+while [[ ! -e $RUN/stop ]]; do sleep 0.05; done
+echo stop
+touch "$RUN/stopped"
+"""
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -162,6 +178,44 @@ def test_without_a_number_there_is_a_process_for_each_gpu_or_two(config: Path, t
         train = str(tmp_path / "launch" / "train.py")
         words = ["--standalone", "--nproc-per-node", processes, train, str(file), "--run.name", "x"]
         assert done.stdout.splitlines() == words
+
+
+@pytest.mark.parametrize(
+    ("name", "saves", "status", "heard"),
+    [
+        ("SIGINT", "yes", 0, "INT"),
+        ("SIGTERM", "yes", 0, "TERM"),
+        ("SIGTERM", "", 1, "TERM"),
+        ("SIGUSR1", "", 0, "stop"),
+    ],
+)
+def test_local_hands_signals_on_and_tells_a_stop_from_a_failure(
+    config: Path, tmp_path: Path, name: str, saves: str, status: int, heard: str
+) -> None:
+    """A stand-in for torchrun and its ranks: returns 1 of a signal, saved or not, and looks for the stop file."""
+    run = tmp_path / "told"
+    run.mkdir()
+    (run / "stopped").touch()  # of an earlier attempt
+    (tmp_path / "torchrun").write_text(TOLD)
+    (tmp_path / "torchrun").chmod(0o755)
+    job = Job(
+        [*LOCAL, str(config), "--run.dir", str(tmp_path), "--run.name", "told"],
+        tmp_path,
+        tmp_path / "log",
+        PATH=f"{tmp_path}:{BIN}:{os.environ['PATH']}",
+        NPROC="1",
+        RUN=str(run),
+        SAVES=saves,
+    )
+    with ended(job):
+        limit = time.monotonic() + 60
+        while "ready" not in job.log.read_text():
+            assert job.process.poll() is None, job.end_of_log()
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        job.process.send_signal(getattr(signal, name))
+        assert job.status(30) == status, job.end_of_log()
+    assert job.log.read_text().split() == ["ready", heard]
 
 
 def test_a_script_finds_a_mistake_in_the_configuration_before_it_starts_anything(config: Path) -> None:

@@ -104,14 +104,6 @@ def test_local_passes_a_signal_on_and_calls_it_a_success(config: Path, straight:
         assert f"told: stopped at step {step} of 60 (SIGTERM); to go on:" in log
         assert log.split("to go on:\n")[1].splitlines()[0].split()[-2:] == ["--resume", "auto"]
 
-    job = local(config, "told", "--resume", "auto")
-    with ended(job):
-        begun(job, run, step + 2)
-        job.process.send_signal(signal.SIGUSR1)
-        assert job.status(60) == 0, job.end_of_log()
-        assert json.loads((run / "stopped").read_text())["reason"] == "a stop file"
-        assert json.loads((run / "stopped").read_text())["step"] > step
-
     finishes(local(config, "told", "--resume", "auto"))
     ends_as(run, straight)
 
@@ -184,17 +176,6 @@ def test_torchruns_own_restart_goes_on_from_the_last_checkpoint(config: Path, st
         assert job.status(120) == 0, job.end_of_log()
     assert "restart 1 of this job: on from the newest checkpoint" in job.log.read_text()
     ends_as(run, straight)
-
-
-def test_another_job_does_not_take_the_run_for_its_own(config: Path, straight: Path) -> None:
-    """Its first attempt is refused, and so is its restart."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    words = ["--max-restarts", "1", TRAIN, str(config), "--run.name", "straight"]
-    job = Job([*command, *words], config.parent, config.parent / "foreign.log")
-    with ended(job):
-        assert job.status(120) == 1
-    assert job.log.read_text().count("already holds a run at step 60: go on with --resume auto") == 2
-    assert (straight / "summary.json").exists()
 
 
 def viewed_steps(run: Path) -> list[int]:

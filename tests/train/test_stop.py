@@ -1,7 +1,6 @@
 """Asked to stop, a run saves, says so, and goes on later as if nothing had been."""
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -28,6 +27,7 @@ from pipeline.train.inputs import Inputs
 from pipeline.train.launcher import Launcher, resuming
 from pipeline.train.loop import Training
 from pipeline.train.stop import Asked, Reason, Stop
+from shards.errors import InputError
 from shards.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
@@ -251,9 +251,14 @@ def test_an_old_stop_file_is_removed_and_a_new_one_is_not(
     assert (config.folder / "summary.json").exists()
 
 
-def test_a_second_ctrl_c_leaves_at_once_even_where_the_process_hangs(tmp_path: Path) -> None:
-    """In C, holding no lock of Python's, like a collective that waits for a rank that is gone."""
-    assert ctypes.CDLL(None).pthread_mutex_lock
+@pytest.mark.parametrize(("launcher", "second"), [({}, "SIGINT"), ({"TORCHELASTIC_RUN_ID": "x"}, "SIGTERM")])
+def test_a_second_ctrl_c_leaves_at_once_even_where_the_process_hangs(
+    tmp_path: Path, launcher: dict[str, str], second: str
+) -> None:
+    """In C, holding no lock of Python's, like a collective that waits for a rank that is gone.
+
+    torchrun makes SIGTERM of a second Ctrl-C.
+    """
     script = f"""
 import ctypes, pathlib
 from pipeline.train.launcher import Launcher
@@ -265,7 +270,12 @@ with Stop(pathlib.Path({str(tmp_path)!r}), None, Launcher()):
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=os.environ | launcher,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None
@@ -274,7 +284,7 @@ with Stop(pathlib.Path({str(tmp_path)!r}), None, Launcher()):
         process.send_signal(signal.SIGINT)
         assert "Ctrl-C again leaves at once" in process.stderr.readline()
         assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, second))
         assert process.wait(20) == 130
         assert process.stderr.read() == "alasca: left at once; the newest checkpoint is what there is\n"
     finally:
@@ -334,6 +344,30 @@ def test_a_cut_off_evaluation_keeps_no_bad_images(world: World, photos: Manifest
     bad.agree()
     bad.add([Bad(4, "torn")])
     assert bad.state_dict() == {3: "torn"}
+
+
+def test_torchruns_restart_goes_on_with_its_own_run_only(
+    run: Configured, world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What started this process stands for torchrun's agent."""
+    config = run("restarts", optim__epochs=1)
+    for name, value in (("RUN_ID", "none"), ("MAX_RESTARTS", "3"), ("RESTART_COUNT", "0")):
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    trained(config, world)
+    with pytest.raises(InputError, match="already holds a run at step 5"):  # a second command, first attempt
+        trained(config, world)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert trained(config, world).start == 5
+    assert "alasca: restart 2 of this job: on from the newest checkpoint\n" in capsys.readouterr().err
+    job = config.folder / "job.json"
+    for text in ('{"agents": ["elsewhere:1:2.00"]}', "{", "[]"):
+        job.write_text(text)
+        with pytest.raises(InputError, match="already holds a run at step 5"):
+            trained(config, world)
+    job.unlink()
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    trained(run("restarts", optim__epochs=1, run__resume="auto"), world)
+    assert not job.exists()
 
 
 def test_the_command_that_goes_on() -> None:
