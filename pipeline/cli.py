@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import contextlib
 import json
 import os
 import sys
@@ -28,7 +29,8 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     status = main(argv)
     atexit._run_exitfuncs()
     sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        sys.stderr.flush()
     os._exit(status)
 
 
@@ -98,14 +100,14 @@ def _add_train(commands: Commands) -> None:
         _train,
         "  alasca train configs/imagefolder.toml --data.train data/clothing/train --optim.epochs 5\n"
         "  torchrun --nproc-per-node 8 launch/train.py configs/imagefolder.toml --resume auto",
-        usage="alasca train CONFIG [--section.key VALUE ...] [--resume auto|PATH|none]",
+        usage="alasca train CONFIG [--section.key VALUE ...] [--resume auto|PATH|none] [--max-minutes X]",
     )
     parser.add_argument("config", metavar="CONFIG", help="TOML file; pipeline/config.py lists the keys")
     parser.add_argument(
         "overrides",
         nargs=argparse.REMAINDER,
         metavar="...",
-        help="any key of the file, over it; --resume X is short for --run.resume X",
+        help="any key of the file, over it; --resume X and --max-minutes X are short for those of [run]",
     )
 
 
@@ -115,8 +117,7 @@ def _train(args: argparse.Namespace) -> int:
 
     from pipeline import configfile
 
-    words = [_resume_key(word) for word in args.overrides]
-    chosen = configfile.load(args.config, words)
+    chosen = configfile.load(args.config, args.overrides)
 
     from pipeline.train.loop import train
 
@@ -124,10 +125,6 @@ def _train(args: argparse.Namespace) -> int:
         more = f" (and {len(failures) - 1:,} more)" if len(failures) > 1 else ""
         print(f"alasca: trained to the end, but {failures[-1]}{more}", file=sys.stderr)
     return 1 if failures else 0
-
-
-def _resume_key(word: str) -> str:
-    return "--run." + word[2:] if word == "--resume" or word.startswith("--resume=") else word
 
 
 def _add_eval(commands: Commands) -> None:

@@ -52,6 +52,8 @@ ORDER = [
     "shards.index",
     "shards.index_command",
     "shards.commands",
+    "pipeline.section",
+    "pipeline.methodconfig",
     "pipeline.config",
     "pipeline.configfile",
     "pipeline.data",

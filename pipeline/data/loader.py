@@ -2,9 +2,12 @@
 
 import atexit
 import dataclasses
+import itertools
 import math
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
@@ -26,6 +29,8 @@ from pipeline.data.reader import ShardReader
 from shards.manifest import Manifest
 
 Labels = NDArray[np.int32]
+
+_LEFT_TO_THE_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 _IN_ORDER = 2  # shards at once, where samples are read as they lie: a batch may begin in one and end in the next
 
@@ -157,7 +162,7 @@ class Feed:
 
     def __init__(self, dataset: Dataset[Batch], keys: Iterable[Any], workers: int, pin: bool) -> None:
         known = set(multiprocessing.active_children())
-        self._batches = iter(
+        self._loader = iter(
             DataLoader(
                 dataset,
                 batch_size=None,
@@ -172,6 +177,7 @@ class Feed:
                 generator=torch.Generator(),
             )
         )
+        self._batches: Iterator[Batch] = self._loader
         self._workers = set(multiprocessing.active_children()) - known
         # For the caller that never comes to close: exit handlers run last in, first out, so before multiprocessing's.
         atexit.register(self.close)
@@ -180,15 +186,18 @@ class Feed:
         return self
 
     def __next__(self) -> Batch:
-        batch: Batch = next(self._batches)
-        return batch
+        return next(self._batches)
+
+    def prepare(self) -> None:
+        """Wait for the first batch, which stays the next one."""
+        self._batches = itertools.chain([next(self._loader)], self._loader)
 
     def close(self) -> None:
         """End the workers; a second call does nothing."""
         atexit.unregister(self.close)
         if self._workers:
             # torch's own way first: it forgets the workers, so that their end is not taken for a crash.
-            self._batches._shutdown_workers()  # type: ignore[attr-defined]
+            self._loader._shutdown_workers()  # type: ignore[attr-defined]
         for worker in self._workers:
             worker.kill()
             worker.join()
@@ -198,6 +207,14 @@ class Feed:
 def _fork_server() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # once, instead of in every worker
+    # What is blocked here stays so in the server and below it: launchers end a run by a signal to all of its processes,
+    # and without the server its workers would count as crashed, before the run has saved.
+    multiprocessing.resource_tracker.ensure_running()  # it would unblock them on the way
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_RUN)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -218,7 +235,7 @@ def _as_it_is(item: Any) -> Any:
 def _quiet_worker(_: int) -> None:
     """A worker works alone on its core and leaves signals to the process that owns it."""
     cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _LEFT_TO_THE_RUN:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_run, daemon=True).start()
 

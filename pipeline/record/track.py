@@ -83,11 +83,12 @@ class Tracker:
         text = _line(kind, record)
         if self._bar is None:
             left = f"  {self._left(step)} left" if kind == "train" and step > self._start_step else ""
-            print(f"{self._name} {step}/{self._total_steps} {text}{left}", file=sys.stderr, flush=True)
+            _say(f"{self._name} {step}/{self._total_steps} {text}{left}")
         elif kind == "train":
             self._bar.set_postfix_str(text)
         else:
-            self._bar.write(f"{self._name} {text}", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                self._bar.write(f"{self._name} {text}", file=sys.stderr)
 
     def _left(self, step: int) -> timedelta:
         """Time to the end at the pace of this attempt, evaluation and saving included."""
@@ -109,13 +110,14 @@ class Tracker:
         self._wandb.finish(summary)
         self.close()
 
-    def pause(self, step: int) -> None:
-        """Close everything before the end of the run, and say how to go on."""
+    def pause(self, step: int, reason: str, command: str | None) -> None:
+        """Say why the run stops before its end and how to go on, and close everything."""
         if not self._leader:
             return
+        on = "--resume auto goes on" if command is None else f"to go on:\n  {command}"
+        _say(f"{self._name}: stopped at step {step} of {self._total_steps} ({reason}); {on}")
         self._wandb.finish({})
         self.close()
-        print(f"{self._name}: stopped at step {step} of {self._total_steps}; --resume auto goes on", file=sys.stderr)
 
     def close(self) -> None:
         """Let go of the file and the live line; the record so far stays."""
@@ -124,6 +126,12 @@ class Tracker:
                 print(f"alasca: WARNING: {lost:,} lines of {METRICS} are lost", file=sys.stderr)
             if self._bar is not None:
                 self._bar.close()
+
+
+def _say(text: str) -> None:
+    """A line for whoever watches. Nobody may: Ctrl-C also ends the `tee` that was to keep it."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
