@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext
 from typing import Any, Self
 
 import cv2
@@ -83,7 +83,18 @@ class TrainBatches(Dataset[Batch]):
         """`lanes` is how many of them one process will be asked for (by default all)."""
         self._labels, self._plan = labels, plan
         self._crop, self._augment, self._flip, self._max_pixels = crop, augment, flip, max_pixels
+        self._manifest = manifest
         self._reader = ShardReader(manifest, (lanes or plan.lanes) * plan.shuffle_shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The dataset's own labels are mapped anew in the worker; sent there, they would be copied for each.
+        mapped = np.may_share_memory(self._labels, self._manifest.table)
+        return self.__dict__ | ({"_labels": None} if mapped else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._labels is None:
+            self._labels = self._manifest.labels
 
     def __getitem__(self, key: tuple[int, int, int]) -> Batch:
         epoch, step, lane = key
@@ -155,7 +166,7 @@ class Feed:
     send them at exit before waiting for them, for ever.
     """
 
-    def __init__(self, dataset: Dataset[Batch], keys: Iterable[Any], workers: int, pin: bool) -> None:
+    def __init__(self, dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool) -> None:
         known = set(multiprocessing.active_children())
         self._batches = iter(
             DataLoader(
@@ -167,7 +178,7 @@ class Feed:
                 pin_memory=pin,
                 worker_init_fn=_quiet_worker,
                 prefetch_factor=4 if workers else None,
-                multiprocessing_context=_fork_server() if workers else None,
+                multiprocessing_context=fork_server() if workers else None,
                 # Its own generator: otherwise every iterator would draw from torch's global random numbers.
                 generator=torch.Generator(),
             )
@@ -195,7 +206,8 @@ class Feed:
         self._workers = set()
 
 
-def _fork_server() -> BaseContext:
+def fork_server() -> ForkServerContext:
+    """What starts the workers: a process without threads, which has this module and all that it needs loaded."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # once, instead of in every worker
     return context

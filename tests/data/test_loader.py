@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -63,6 +64,16 @@ def test_a_batch_holds_the_samples_of_its_ids(photos: Manifest) -> None:
     raw = ShardReader(photos).image_bytes(int(ids[2]))
     view = train_view(decode(raw, 10**6), 16, "resized_crop", True, sample_rng(5, 1, int(ids[2])))
     assert (batch.images[2].numpy() == view).all()
+
+
+def test_a_workers_labels_are_the_mapped_table_unless_they_are_others(photos: Manifest) -> None:
+    """For each worker a copy of millions of labels would be sent and kept."""
+    plan = Plan(photos, lanes=4, micro_batch=7, seed=5)
+    others = photos.labels[::-1].copy()
+    for labels, mapped in ((photos.labels, True), (others, False)):
+        there = pickle.loads(pickle.dumps(TrainBatches(photos, plan, labels, flip=True, **VIEW)))
+        assert np.may_share_memory(there._labels, there._manifest.table) == mapped
+        assert there[0, 0, 1].labels.tolist() == labels[plan.lane_batch(0, 0, 1)].tolist()
 
 
 def test_reading_draws_nothing_from_torchs_random_numbers(photos: Manifest) -> None:
