@@ -56,7 +56,7 @@ class LoaderFigures:
     later_first: list[float]  # any step of any epoch
 
 
-class _Bytes(Dataset[list[bytes]]):
+class Encoded(Dataset[list[bytes]]):
     """Map from (epoch, step, lane) to the undecoded images of its micro-batch."""
 
     def __init__(self, manifest: Manifest, plan: Plan) -> None:
@@ -88,7 +88,7 @@ def measure(manifest: Manifest, setting: Setting) -> LoaderFigures:
         manifest, plan, manifest.labels, crop=setting.crop, augment=_AUGMENT, flip=True, max_pixels=_MAX_PIXELS
     )
     keys = list(train_keys(plan, range(lanes), 0, setting.images // (lanes * micro_batch)))
-    undecoded = _Bytes(manifest, plan)
+    undecoded = Encoded(manifest, plan)
     for key in keys:
         undecoded[key]
     figures = LoaderFigures(setting, [], [], [], [], [])
