@@ -195,7 +195,7 @@ def _decoding(raw: Path, options: argparse.Namespace) -> dict[str, Any]:
 def _memory(found: dict[str, Any], manifest: Manifest, scratch: Path, options: argparse.Namespace) -> Any:
     large = workers.repeated(manifest, scratch / "large", options.rows)
     both = {"large": large, "small": manifest}
-    of_table = workers.of_a_table(both, batches=200, workers=8, crop=options.crop)
+    of_table = workers.of_a_table(both, batches=64, workers=8, crop=options.crop)
     epochs = workers.over_epochs(manifest, epochs=3, crop=options.crop)
     found["memory"] = {"table": of_table, "over_epochs": epochs}
     return of_table, epochs

@@ -1,6 +1,7 @@
 """Where the pixels of micro-batches lie on their way from a data worker to the run."""
 
 import math
+from collections import deque
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ class Frames:
 
     Fresh shared memory costs a page fault for every 4 KB: on a virtual machine that was 12 ms for 64 views of 224
     pixels, as much as decoding nine of them. A worker is given its next key when one of its micro-batches is handed
-    over, so at most `AHEAD` of them are on their way and one is being copied by `kept`: with one place more than
+    over, so at most `AHEAD` of them are on their way and one is being copied by `Arrivals`: with one place more than
     `AHEAD`, none is written to before it was copied.
     """
 
@@ -35,9 +36,19 @@ class Frames:
         return self._places[number][:size].view(shape)
 
 
-def kept(pixels: torch.Tensor) -> torch.Tensor:
-    """A copy that nobody writes to again."""
-    return _fresh(*pixels.shape).copy_(pixels)
+class Arrivals:
+    """Takes what lies in the memory of `workers` out of it, before they write there again."""
+
+    def __init__(self, workers: int) -> None:
+        # While the places are held they stay mapped here, too.
+        self._held: deque[torch.Tensor] = deque(maxlen=workers * (AHEAD + 1))
+
+    def copy(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The same in memory that nobody writes to again."""
+        self._held.append(pixels)
+        fresh = _fresh(*pixels.shape)
+        np.copyto(fresh.numpy(), pixels.numpy())  # in this thread: torch's copy would take all cores from the workers
+        return fresh
 
 
 def _fresh(*shape: int) -> torch.Tensor:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.augment import Augment, eval_view, sample_rng, train_view
 from pipeline.data.decode import Pixels, UndecodableImageError, decode
-from pipeline.data.frames import AHEAD, Frames, kept
+from pipeline.data.frames import AHEAD, Arrivals, Frames
 from pipeline.data.plan import Ids, Plan
 from pipeline.data.reader import ShardReader
 from shards.manifest import Manifest
@@ -180,7 +180,7 @@ class Feed:
 
     def __init__(self, dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool) -> None:
         known = set(multiprocessing.active_children())
-        self._in_shared_memory = workers > 0 and not pin  # pinning copies
+        self._arrivals = Arrivals(workers) if workers and not pin else None  # pinning copies, too
         self._batches = iter(
             DataLoader(
                 dataset,
@@ -205,8 +205,8 @@ class Feed:
 
     def __next__(self) -> Batch:
         batch: Batch = next(self._batches)
-        if self._in_shared_memory and isinstance(batch, Batch):
-            return dataclasses.replace(batch, images=kept(batch.images))
+        if self._arrivals is not None and isinstance(batch, Batch):
+            return dataclasses.replace(batch, images=self._arrivals.copy(batch.images))
         return batch
 
     def close(self) -> None:

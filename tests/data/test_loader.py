@@ -19,7 +19,7 @@ from PIL import Image
 
 from pipeline.data.augment import sample_rng, train_view
 from pipeline.data.decode import decode
-from pipeline.data.frames import AHEAD, Frames, kept
+from pipeline.data.frames import AHEAD, Arrivals, Frames
 from pipeline.data.loader import Batch, EvalBatches, Feed, TrainBatches, eval_keys, train_keys
 from pipeline.data.pixels import normalise
 from pipeline.data.plan import Plan
@@ -94,7 +94,7 @@ def test_a_worker_has_one_place_more_than_it_prepares_ahead(monkeypatch: pytest.
     assert places[: AHEAD + 1] == places[AHEAD + 1 :]
     assert all(tensor.is_shared() for tensor in taken)
     assert frames.take(4, 3).shape == (4, 3)  # larger than what was there
-    copy = kept(taken[1].fill_(7))
+    copy = Arrivals(1).copy(taken[1].fill_(7))
     taken[1].zero_()
     assert copy.eq(7).all()
 
