@@ -104,10 +104,7 @@ class Training:
         window = Window()
         for step in range(self.start, last):
             looks = config.track.norms > 0 and (step + 1) % config.track.norms == 0
-            for _ in self.lanes:
-                self._micro_batch(step // per_epoch, window, looks)
-            self.engine.step(self.schedule.lr(step))
-
+            self.step(step, window, looks)
             done = step + 1
             ends_epoch, saves = done % per_epoch == 0, done % save_every == 0 or done == last
             evaluates = done == last or (ends_epoch and done // per_epoch % config.eval.every == 0)
@@ -127,6 +124,12 @@ class Training:
             self.tracker.pause(last)
         elif self.world.rank == 0:
             self.tracker.finish(self._summary())
+
+    def step(self, step: int, window: Window, looks: bool = False) -> None:
+        """Forward and backward of this rank's micro-batches, then the update; `looks` keeps images for the norms."""
+        for _ in self.lanes:
+            self._micro_batch(step // self.plan.steps_per_epoch, window, looks)
+        self.engine.step(self.schedule.lr(step))
 
     def close(self) -> None:
         """End what works for this process beside it; whatever happened."""
