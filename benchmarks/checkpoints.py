@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine
-from benchmarks.tables import spread
+from pipeline.bench.spread import spread
 from benchmarks.variants import LR, Setting, noise
 from pipeline.config import Engine as EngineConfig
 from pipeline.config import Optim

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias
 
+from pipeline.bench import commands as bench_commands
 from shards import commands as shard_commands
 from shards.errors import InputError, OwnError, one_line
 
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_probe(commands)
     _add_compare(commands)
+    bench_commands.register(commands)
     _add_doctor(commands)
     return parser
 

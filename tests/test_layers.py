@@ -62,6 +62,7 @@ ORDER = [
     "pipeline.record",
     "pipeline.train",
     "pipeline.report",
+    "pipeline.bench",
     "pipeline.doctor.check",
     "pipeline.doctor.libraries",
     "pipeline.doctor",

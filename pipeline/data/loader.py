@@ -2,7 +2,6 @@
 
 import atexit
 import dataclasses
-import itertools
 import math
 import multiprocessing
 import multiprocessing.connection
@@ -13,7 +12,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext
 from typing import Any, Self
 
 import cv2
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.augment import Augment, eval_view, sample_rng, train_view
 from pipeline.data.decode import Pixels, UndecodableImageError, decode
+from pipeline.data.frames import AHEAD, Arrivals, Frames
 from pipeline.data.plan import Ids, Plan
 from pipeline.data.reader import ShardReader
 from shards.manifest import Manifest
@@ -61,6 +61,11 @@ class Batch:
         tensors = {f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "bad"}
         return Batch(**tensors, bad=self.bad)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Each tensor travels through shared memory and a descriptor of its own: too much for a few numbers.
+        few = {name: getattr(self, name).numpy() for name in ("labels", "positions", "valid")}
+        return _arrived, (self.images, few, self.bad)
+
     def pin_memory(self) -> "Batch":
         """The same in page-locked memory; DataLoader calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
@@ -68,6 +73,10 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same on a device, without waiting for the copy."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _arrived(images: torch.Tensor, few: dict[str, NDArray[Any]], bad: tuple[Bad, ...]) -> Batch:
+    return Batch(images, **{name: torch.from_numpy(values) for name, values in few.items()}, bad=bad)
 
 
 class TrainBatches(Dataset[Batch]):
@@ -88,7 +97,18 @@ class TrainBatches(Dataset[Batch]):
         """`lanes` is how many of them one process will be asked for (by default all)."""
         self._labels, self._plan = labels, plan
         self._crop, self._augment, self._flip, self._max_pixels = crop, augment, flip, max_pixels
+        self._manifest, self._frames = manifest, Frames()
         self._reader = ShardReader(manifest, (lanes or plan.lanes) * plan.shuffle_shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The dataset's own labels are mapped anew in the worker; sent there, they would be copied for each.
+        mapped = np.may_share_memory(self._labels, self._manifest.table)
+        return self.__dict__ | ({"_labels": None} if mapped else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._labels is None:
+            self._labels = self._manifest.labels
 
     def __getitem__(self, key: tuple[int, int, int]) -> Batch:
         epoch, step, lane = key
@@ -99,8 +119,9 @@ class TrainBatches(Dataset[Batch]):
                 image, self._crop, self._augment, self._flip, sample_rng(self._plan.seed, epoch, sample_id)
             )
 
-        pixels, bad = _read(self._reader, ids, self._crop, self._max_pixels, view)
-        return _batch(self._labels, ids, self._plan.positions(ids), pixels, bad)
+        images = self._frames.take(len(ids), self._crop, self._crop, 3)
+        bad = _read(self._reader, ids, images.numpy(), self._max_pixels, view)
+        return _batch(self._labels, ids, self._plan.positions(ids), images, bad)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +140,7 @@ class EvalBatches(Dataset[Batch]):
     ) -> None:
         self._part = part or Part(np.arange(manifest.num_samples, dtype=np.int64), manifest.labels)
         self._crop, self._augment, self._max_pixels = crop, augment, max_pixels
-        self._reader = ShardReader(manifest, _IN_ORDER)
+        self._reader, self._frames = ShardReader(manifest, _IN_ORDER), Frames()
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         ids = self._part.ids[slice(*key)]
@@ -127,8 +148,9 @@ class EvalBatches(Dataset[Batch]):
         def view(image: Pixels, sample_id: int) -> Pixels:
             return eval_view(image, self._crop, self._augment)
 
-        pixels, bad = _read(self._reader, ids, self._crop, self._max_pixels, view)
-        return _batch(self._part.labels, ids, ids, pixels, bad)
+        images = self._frames.take(len(ids), self._crop, self._crop, 3)
+        bad = _read(self._reader, ids, images.numpy(), self._max_pixels, view)
+        return _batch(self._part.labels, ids, ids, images, bad)
 
 
 def train_keys(plan: Plan, lanes: range, start_step: int, stop_step: int) -> Iterator[tuple[int, int, int]]:
@@ -160,8 +182,9 @@ class Feed:
     send them at exit before waiting for them, for ever.
     """
 
-    def __init__(self, dataset: Dataset[Batch], keys: Iterable[Any], workers: int, pin: bool) -> None:
+    def __init__(self, dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool) -> None:
         known = set(multiprocessing.active_children())
+        self._arrivals = Arrivals(workers) if workers and not pin else None  # pinning copies, too
         self._loader = iter(
             DataLoader(
                 dataset,
@@ -171,13 +194,13 @@ class Feed:
                 collate_fn=_as_it_is,
                 pin_memory=pin,
                 worker_init_fn=_quiet_worker,
-                prefetch_factor=4 if workers else None,
-                multiprocessing_context=_fork_server() if workers else None,
+                prefetch_factor=AHEAD if workers else None,
+                multiprocessing_context=fork_server() if workers else None,
                 # Its own generator: otherwise every iterator would draw from torch's global random numbers.
                 generator=torch.Generator(),
             )
         )
-        self._batches: Iterator[Batch] = self._loader
+        self._prepared: Batch | None = None
         self._workers = set(multiprocessing.active_children()) - known
         # For the caller that never comes to close: exit handlers run last in, first out, so before multiprocessing's.
         atexit.register(self.close)
@@ -186,11 +209,15 @@ class Feed:
         return self
 
     def __next__(self) -> Batch:
-        return next(self._batches)
+        batch = next(self._loader) if self._prepared is None else self._prepared
+        self._prepared = None
+        if self._arrivals is not None and isinstance(batch, Batch):
+            return dataclasses.replace(batch, images=self._arrivals.copy(batch.images))
+        return batch
 
     def prepare(self) -> None:
         """Wait for the first batch, which stays the next one."""
-        self._batches = itertools.chain([next(self._loader)], self._loader)
+        self._prepared = next(self._loader)
 
     def close(self) -> None:
         """End the workers; a second call does nothing."""
@@ -204,7 +231,8 @@ class Feed:
         self._workers = set()
 
 
-def _fork_server() -> BaseContext:
+def fork_server() -> ForkServerContext:
+    """What starts the workers: a process without threads, which has this module and all that it needs loaded."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # once, instead of in every worker
     # What is blocked here stays so in the server and below it: launchers end a run by a signal to all of its processes,
@@ -248,11 +276,8 @@ def _end_with_the_run() -> None:
         os._exit(1)
 
 
-def _read(
-    reader: ShardReader, ids: Ids, crop: int, max_pixels: int, view: Any
-) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], tuple[Bad, ...]]:
-    """Views of the ids, uint8 [B, crop, crop, 3]; a bad image's place holds the previous good one (else the next)."""
-    pixels = np.zeros((len(ids), crop, crop, 3), dtype=np.uint8)
+def _read(reader: ShardReader, ids: Ids, pixels: Pixels, max_pixels: int, view: Any) -> tuple[Bad, ...]:
+    """Fill `pixels` [B, crop, crop, 3] with views of the ids; a bad image's place gets the previous good (or next)."""
     bad: dict[int, Bad] = {}
     for slot, sample_id in enumerate(ids.tolist()):
         try:
@@ -261,15 +286,14 @@ def _read(
             bad[slot] = Bad(sample_id, str(error))
     good = [slot for slot in range(len(ids)) if slot not in bad]
     for slot in bad:
-        if good:
-            pixels[slot] = pixels[max((g for g in good if g < slot), default=good[0])]
-    return pixels, tuple(bad.values())
+        pixels[slot] = pixels[max((g for g in good if g < slot), default=good[0])] if good else 0
+    return tuple(bad.values())
 
 
-def _batch(given: Labels, ids: Ids, positions: Ids, pixels: np.ndarray[Any, Any], bad: tuple[Bad, ...]) -> Batch:
+def _batch(given: Labels, ids: Ids, positions: Ids, images: torch.Tensor, bad: tuple[Bad, ...]) -> Batch:
     bad_ids = {b.sample_id for b in bad}
     return Batch(
-        images=torch.from_numpy(pixels),
+        images=images,
         labels=torch.from_numpy(given[ids].astype(np.int64)),
         positions=torch.from_numpy(np.array(positions, dtype=np.int64)),
         valid=torch.tensor([i not in bad_ids for i in ids.tolist()]),

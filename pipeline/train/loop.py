@@ -146,13 +146,7 @@ class Training:
             return self.start, str(reason)
         for step in range(self.start, self.last):
             looks = config.track.norms > 0 and (step + 1) % config.track.norms == 0
-            for _ in self.lanes:
-                self._micro_batch(step, window, looks)
-            flags = self.engine.step(self.schedule.lr(step))
-            skipped = flags.any()
-            self.objective.settle(skipped)
-            window.settle(skipped)
-
+            flags = self.step(step, window, looks)
             done = step + 1
             self.nonfinite.note(done, flags, self.tracker)
             agreed = self.flags.read()
@@ -176,6 +170,19 @@ class Training:
                 return done, str(reason)
         self.flags.read()
         return self.last, None if self.last == self.schedule.total_steps else "run.max_steps"
+
+    def step(self, step: int, window: Window, looks: bool = False) -> torch.Tensor:
+        """Forward and backward of this rank's micro-batches, then the update; `looks` keeps images for the norms.
+
+        Returns what was not finite (`pipeline.train.nonfinite.find`); then nothing has changed.
+        """
+        for _ in self.lanes:
+            self._micro_batch(step, window, looks)
+        flags = self.engine.step(self.schedule.lr(step))
+        skipped = flags.any()
+        self.objective.settle(skipped)
+        window.settle(skipped)
+        return flags
 
     def close(self) -> None:
         """End what works for this process beside it; whatever happened."""
