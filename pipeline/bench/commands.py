@@ -110,7 +110,7 @@ def run_plan(args: argparse.Namespace) -> int:
 def run_loader(args: argparse.Namespace) -> int:
     """Print images/s of reading and decoding; raises InputError."""
     from pipeline.bench import loader
-    from shards.commands import describe
+    from shards.headline import describe
     from shards.manifest import Manifest
     from shards.url import public
 
