@@ -28,7 +28,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ENTRY = "manifest.json"  # what makes a folder a dataset
 
 
-class Different(OwnError):
+class DifferenceError(OwnError):
     """A file is not there, or another one is; `reason` says which."""
 
     def __init__(self, message: str, reason: str = "") -> None:  # a data worker's comes again as its message alone
@@ -164,7 +164,7 @@ class Store:
             except Failed as error:
                 reason = str(error)
             except NotThere as error:
-                raise Different(
+                raise DifferenceError(
                     f"{redact(url)}: {error}; see to the address, or copy the folder there again", "it is missing"
                 ) from None
             except Refused as error:
@@ -184,7 +184,7 @@ class Store:
                     mend = "copy the shards there again"
                 times = f"{tries} tries in {spent:.0f} s" if tries > 1 else "one try"
                 message = f"{redact(url)}: {reason}; gave up after {times}: {mend}"
-                raise Different(message, reason) if wrong == _WRONG_TRIES else OwnError(message)
+                raise DifferenceError(message, reason) if wrong == _WRONG_TRIES else OwnError(message)
             if tries == 1:
                 left = self.cache.seconds - spent
                 print(f"alasca: {redact(url)}: {reason}; trying again for {left:.0f} s", file=sys.stderr, flush=True)

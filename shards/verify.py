@@ -20,7 +20,7 @@ from shards.inspection import Labels
 from shards.manifest import INDEX, KEYS, SAMPLES, Manifest
 from shards.progress import Progress
 from shards.shardcheck import ShardCheck
-from shards.store import Different, Store
+from shards.store import DifferenceError, Store
 from shards.url import LOCAL, check
 
 _UNLISTED = (*LOCAL, "http", "https")  # servers that do not say what they have
@@ -126,7 +126,7 @@ def _check_files(manifest: Manifest) -> list[str]:
     for name, file in manifest.files.items():
         try:
             found += shardcheck.compare_digest(manifest.file_path(name), name, file.sha256)
-        except Different as error:
+        except DifferenceError as error:
             found.append(f"{name}: {error.reason}")
     return found if manifest.store is not None and found else manifest.problems() + found
 
@@ -145,7 +145,7 @@ def _extra(manifest: Manifest) -> list[str]:
 def _table(manifest: Manifest) -> NDArray[Any] | None:
     try:
         return manifest.table
-    except (OSError, ValueError):  # a Different is one
+    except (OSError, ValueError):  # a DifferenceError is one
         return None  # it is among the differences already
 
 
@@ -190,7 +190,7 @@ def _check_shard(manifest: Manifest, index: int, first: int, rows: NDArray[Any] 
         return shardcheck.check(manifest.shard_path(index), shard, first, rows, foreign, decode)
     try:
         held = manifest.open_shard(index)  # what somebody holds is not removed to make room
-    except Different as error:
+    except DifferenceError as error:
         nothing = np.zeros(0 if rows is None else len(rows), dtype=np.uint64)
         return ShardCheck(nothing, [f"{shard.file}: {error.reason}"])
     try:
