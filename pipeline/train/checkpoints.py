@@ -118,6 +118,7 @@ class Checkpoints:
         """Wait until the last checkpoint is complete on all ranks."""
         self._writer.wait()
         dist.barrier()
+        self._writer.sweep()
 
     @property
     def writing(self) -> bool:

@@ -77,6 +77,12 @@ class Writer:
             self._thread.join()
             self._thread = None
 
+    def sweep(self) -> None:
+        """On rank 0, remove what failed saves left: another rank may have gone on writing when one gave up."""
+        if self._world.rank == 0:
+            for old in self._folder.glob(f".step-*.{self._attempt}.tmp"):
+                shutil.rmtree(old, ignore_errors=True)
+
     def _write(
         self, step: int, files: Files, ready: Callable[[], None], home: tuple[int, int], about: dict[str, Any]
     ) -> None:
@@ -96,7 +102,7 @@ class Writer:
         if self._world.rank == 0:
             reason = mark.get("error") or self._publish(step, temporary, about)
             if reason:
-                shutil.rmtree(temporary, ignore_errors=True)
+                self.sweep()
                 self._failed(step, reason)
                 return
         self.seconds = time.monotonic() - began

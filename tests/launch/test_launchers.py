@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from pipeline.model import backbone
 from pipeline.record.metrics import timeless
 from pipeline.record.track import read_metrics
+from pipeline.train import packed
 from shards.manifest import Manifest
 from tests.conftest import unlaunched
 
@@ -136,8 +137,8 @@ def test_weights_and_statistics_agree_between_worlds(alone: Path, two: Path, fou
         assert (other - moved[0]).norm() < 0.02 * moved[0].norm()
     banks = []
     for run, world in ((alone, 1), (two, 2), (four, 4)):
-        files = [run / f"checkpoints/step-000000020/rank-{rank:05d}.pt" for rank in range(world)]
-        rows = [torch.load(file, weights_only=True)["objective"]["bank"]["rows"] for file in files]
+        files = [run / f"checkpoints/step-000000020/rank-{rank:05d}.safetensors" for rank in range(world)]
+        rows = [packed.read(file)["bank"]["rows"] for file in files]
         banks.append(torch.cat(rows))
     assert banks[0].abs().sum() > 0
     for other in banks[1:]:

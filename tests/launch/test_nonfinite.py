@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.record.track import read_metrics
+from pipeline.train import packed
+from pipeline.train.checkpoint import read_index
 from shards.manifest import Manifest
 from tests.conftest import unlaunched
 
@@ -74,12 +76,12 @@ def test_what_one_rank_meets_no_rank_takes(photos: Manifest, tmp_path: Path) -> 
     def saved(step: int) -> dict[str, torch.Tensor]:
         folder = tmp_path / "tiny" / "checkpoints" / f"step-{step:09d}"
         state = load_file(folder / "model.safetensors")
-        for i, one in torch.load(folder / "optimizer.pt", weights_only=True)["state"].items():
+        for i, one in packed.read(folder / "optimizer.safetensors", copy=True)["state"].items():
             state[f"momentum {i}"] = one["momentum_buffer"]
         for rank in (0, 1):
-            own = torch.load(folder / f"rank-{rank:05d}.pt", weights_only=True)
-            state[f"bank {rank}"] = own["objective"]["bank"]["rows"]
-            assert own["nonfinite"] == (step == 3)
+            own = packed.read(folder / f"rank-{rank:05d}.safetensors", copy=True)
+            state[f"bank {rank}"] = own["bank"]["rows"]
+        assert read_index(folder)["nonfinite"] == (step == 3)
         return state
 
     states = [saved(step) for step in range(1, 6)]

@@ -17,6 +17,7 @@ from viewed import records
 
 from pipeline.record.metrics import timeless
 from pipeline.record.track import read_metrics
+from pipeline.train import packed
 from shards.manifest import Manifest
 
 LAST = "checkpoints/step-000000060"
@@ -67,7 +68,7 @@ def ends_as(run: Path, straight: Path) -> None:
         else:
             assert torch.equal(tensor, theirs[name]), name
     for rank in range(2):
-        banks = [torch.load(f / LAST / f"rank-{rank:05d}.pt")["objective"]["bank"]["rows"] for f in (run, straight)]
+        banks = [packed.read(f / LAST / f"rank-{rank:05d}.safetensors")["bank"]["rows"] for f in (run, straight)]
         assert torch.equal(*banks)
     assert not (run / "stopped").exists()
     lines = [[timeless(r) for r in read_metrics(f)] for f in (run, straight)]

@@ -114,6 +114,7 @@ def test_a_run_with_such_steps_is_resumed_bit_for_bit(configured: Configured, wo
     def dies(done: int) -> None:
         save(cut, done)
         if done == 7:
+            cut.checkpoints.finish()
             raise KeyboardInterrupt
 
     cut._save = dies  # type: ignore[method-assign]
