@@ -71,7 +71,7 @@ class Bucket:
 def main(port: int, folder: Path) -> None:
     """Serve the folder's files until killed; one byte on standard output says that all are there."""
     try:
-        import boto3
+        import boto3  # type: ignore[import-untyped]
         from moto.server import ThreadedMotoServer
     except ImportError as error:
         sys.exit(f"this drill needs {error.name}: make install, which brings what development needs")

@@ -141,7 +141,7 @@ class Scene:
         return record.partial(self.run(name))
 
     def _dataset(self, name: str, classes: int, each: int, seed: int) -> Manifest:
-        """Classes told apart by colour, under pixel noise, a fifth of them with wrong labels where they are trained on."""
+        """Classes told apart by colour, under pixel noise, a fifth of the labels wrong where they are learnt."""
         rng = np.random.default_rng(seed)
         raw = self.folder / "raw" / name
         colours = np.random.default_rng(7).integers(40, 216, (classes, 3))
