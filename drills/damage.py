@@ -11,7 +11,7 @@ from drills import record
 from drills.row import Row
 from drills.scene import Scene
 from pipeline.train.checkpoint import complete, newest
-from pipeline.train.writer import INDEX
+from pipeline.train.index import INDEX
 from shards.errors import InputError
 
 _FLIPS = 40  # of one bit, at random, in each file

@@ -13,9 +13,7 @@ import torch
 
 from pipeline.train import packed
 from pipeline.train.dist import World
-
-INDEX = "index.json"
-FORMAT = 2
+from pipeline.train.index import INDEX, sealed
 
 _POLL = 0.05  # seconds between looks for the other ranks' marks
 
@@ -116,8 +114,7 @@ class Writer:
                     return f"rank {rank}: {mark['error']}"
                 files |= mark["files"]
                 homes.append(mark["home"])
-            index = {"format": FORMAT, "step": step, "homes": homes, **about, "files": files}
-            _replace(temporary / INDEX, json.dumps(index, indent=1))
+            _replace(temporary / INDEX, sealed({"step": step, "homes": homes, **about, "files": files}))
             for rank in range(self._world.size):
                 (temporary / _mark_name(rank)).unlink()
             _sync(temporary)

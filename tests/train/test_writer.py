@@ -125,6 +125,21 @@ def test_a_folder_that_cannot_be_written_loses_no_run(tmp_path: Path) -> None:
     assert ranks.failed == [(7, "Not a directory")]
 
 
+def test_no_byte_of_the_index_changes_unseen(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, 1)
+    ranks.begin(0, 7)
+    ranks.wait()
+    index = tmp_path / "step-000000007/index.json"
+    whole = index.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        index.write_bytes(flipped)
+        assert damage(index.parent) is not None, (bit, bytes(flipped))
+    index.write_bytes(whole)
+    assert damage(index.parent) is None
+
+
 def test_an_older_format_is_named(tmp_path: Path) -> None:
     ranks = Ranks(tmp_path, 1)
     ranks.begin(0, 7)
