@@ -1,6 +1,7 @@
 """Writes a checkpoint beside training: a folder of files, a mark of each rank that is done, an index, one rename."""
 
 import json
+import math
 import os
 import shutil
 import threading
@@ -75,6 +76,12 @@ class Writer:
             self._thread.join()
             self._thread = None
 
+    def sweep(self, before: float = math.inf) -> None:
+        """Remove what is half written, of steps before that one; no rank may be writing those."""
+        for old in self._folder.glob(".step-*.tmp"):
+            if int(old.name[6:15]) < before:
+                shutil.rmtree(old, ignore_errors=True)
+
     def _write(
         self, step: int, files: Files, ready: Callable[[], None], home: tuple[int, int], about: dict[str, Any]
     ) -> None:
@@ -122,6 +129,7 @@ class Writer:
                 shutil.rmtree(final)
             temporary.rename(final)
             _sync(self._folder)
+            self.sweep(before=step)  # which are over on all ranks, as this one is; another may have begun the next
             self._published(final)
         except OSError as error:
             return error.strerror or str(error)
