@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.train.writer import FORMAT, INDEX
+from pipeline.train.index import FORMAT, INDEX, is_sealed
 from shards.errors import InputError
 
 MODEL = "model.safetensors"
@@ -51,6 +51,8 @@ def damage(path: Path, share: int = 0, of: int = 1) -> str | None:
         index = read_index(path)
         if index.get("format") != FORMAT:
             return f"it has format {index.get('format')}, this version reads {FORMAT}"
+        if not is_sealed((path / INDEX).read_bytes()):
+            return f"{INDEX} is not what was written"
         files = sorted(index["files"].items())
         for name, entry in files:
             if (path / name).stat().st_size != entry["bytes"]:

@@ -63,8 +63,7 @@ class Checkpoints:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 sign.touch()
-                for old in self._folder.glob(".step-*.tmp"):  # of an attempt that ended within a save
-                    shutil.rmtree(old, ignore_errors=True)
+                self._writer.sweep()  # an attempt may have ended within a save
             except OSError as error:
                 reason = f"run.dir: cannot write the run to {self._folder.parent}: {error.strerror}"
         if reason := dist.gather(reason)[0]:
@@ -118,7 +117,8 @@ class Checkpoints:
         """Wait until the last checkpoint is complete on all ranks."""
         self._writer.wait()
         dist.barrier()
-        self._writer.sweep()
+        if self._world.rank == 0:  # of a save that failed on one rank before another had begun
+            self._writer.sweep()
 
     @property
     def writing(self) -> bool:

@@ -1,6 +1,7 @@
 """Writes a checkpoint beside training: a folder of files, a mark of each rank that is done, an index, one rename."""
 
 import json
+import math
 import os
 import shutil
 import threading
@@ -13,9 +14,7 @@ import torch
 
 from pipeline.train import packed
 from pipeline.train.dist import World
-
-INDEX = "index.json"
-FORMAT = 2
+from pipeline.train.index import INDEX, sealed
 
 _POLL = 0.05  # seconds between looks for the other ranks' marks
 
@@ -77,10 +76,10 @@ class Writer:
             self._thread.join()
             self._thread = None
 
-    def sweep(self) -> None:
-        """On rank 0, remove what failed saves left: another rank may have gone on writing when one gave up."""
-        if self._world.rank == 0:
-            for old in self._folder.glob(f".step-*.{self._attempt}.tmp"):
+    def sweep(self, before: float = math.inf) -> None:
+        """Remove what is half written, of steps before that one; no rank may be writing those."""
+        for old in self._folder.glob(".step-*.tmp"):
+            if int(old.name[6:15]) < before:
                 shutil.rmtree(old, ignore_errors=True)
 
     def _write(
@@ -102,7 +101,7 @@ class Writer:
         if self._world.rank == 0:
             reason = mark.get("error") or self._publish(step, temporary, about)
             if reason:
-                self.sweep()
+                shutil.rmtree(temporary, ignore_errors=True)
                 self._failed(step, reason)
                 return
         self.seconds = time.monotonic() - began
@@ -122,8 +121,7 @@ class Writer:
                     return f"rank {rank}: {mark['error']}"
                 files |= mark["files"]
                 homes.append(mark["home"])
-            index = {"format": FORMAT, "step": step, "homes": homes, **about, "files": files}
-            _replace(temporary / INDEX, json.dumps(index, indent=1))
+            _replace(temporary / INDEX, sealed({"step": step, "homes": homes, **about, "files": files}))
             for rank in range(self._world.size):
                 (temporary / _mark_name(rank)).unlink()
             _sync(temporary)
@@ -131,6 +129,7 @@ class Writer:
                 shutil.rmtree(final)
             temporary.rename(final)
             _sync(self._folder)
+            self.sweep(before=step)  # which are over on all ranks, as this one is; another may have begun the next
             self._published(final)
         except OSError as error:
             return error.strerror or str(error)

@@ -1,6 +1,5 @@
 """Saving beside training, choosing, keeping; through whole runs in this process."""
 
-import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pipeline.train import packed
 from pipeline.train.checkpoint import read_index
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.dist import World
+from pipeline.train.index import sealed
 from pipeline.train.inputs import Inputs
 from pipeline.train.loop import Training
 from shards.errors import InputError
@@ -123,7 +123,7 @@ def test_a_run_of_two_ranks_goes_on_in_one(configured: Configured, world: World,
         name = f"rank-{rank:05d}.safetensors"
         state = {"bank": {"start": start, "stop": stop, "rows": whole["rows"][start:stop].clone()}}
         index["files"][name] = packed.write(path / name, *packed.flatten(state))
-    (path / "index.json").write_text(json.dumps(index | {"homes": homes, "world": 2}))
+    (path / "index.json").write_text(sealed(index | {"homes": homes, "world": 2}))
     moved = trained(configured(run__name="moved", run__resume="auto"), world)
     assert moved.start == 5
     for a, b in zip(

@@ -111,11 +111,19 @@ def test_a_full_disk_loses_that_checkpoint_alone(tmp_path: Path, victim: int) ->
             ranks.begin(rank, 8, size=20_000 if rank == victim else 100)
         ranks.wait()
     assert ranks.failed == [(8, "rank 1: File too large" if victim else "File too large")]
-    assert [file.name for file in tmp_path.iterdir()] == ["step-000000007"]
+    assert complete(tmp_path) == [tmp_path / "step-000000007"]
+    late = tmp_path / ".step-000000008.attempt.tmp"
+    late.mkdir(exist_ok=True)  # by a rank that began when another had failed and tidied up
+    early = tmp_path / ".step-000000010.attempt.tmp"
+    early.mkdir()  # by a rank that is further than rank 0
     for rank in range(2):
         ranks.begin(rank, 9)
     ranks.wait()
-    assert [path.name for path in complete(tmp_path)] == ["step-000000007", "step-000000009"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        early.name,
+        "step-000000007",
+        "step-000000009",
+    ]
 
 
 def test_a_folder_that_cannot_be_written_loses_no_run(tmp_path: Path) -> None:
@@ -124,6 +132,21 @@ def test_a_folder_that_cannot_be_written_loses_no_run(tmp_path: Path) -> None:
     ranks.begin(0, 7)
     ranks.wait()
     assert ranks.failed == [(7, "Not a directory")]
+
+
+def test_no_byte_of_the_index_changes_unseen(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, 1)
+    ranks.begin(0, 7)
+    ranks.wait()
+    index = tmp_path / "step-000000007/index.json"
+    whole = index.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        index.write_bytes(flipped)
+        assert damage(index.parent) is not None, (bit, bytes(flipped))
+    index.write_bytes(whole)
+    assert damage(index.parent) is None
 
 
 def test_an_older_format_is_named(tmp_path: Path) -> None:
