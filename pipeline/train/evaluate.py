@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.config import Config
-from pipeline.data.loader import Batch, EvalBatches, Feed, Part, eval_keys
+from pipeline.data.batch import Batch
+from pipeline.data.loader import EvalBatches, Feed, Part, eval_keys
 from pipeline.method.alasca import averaged_prediction
 from pipeline.train import dist
 from pipeline.train.bad import BadImages

@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 
 from pipeline.data.augment import sample_rng, train_view
+from pipeline.data.batch import Batch
 from pipeline.data.decode import decode
 from pipeline.data.frames import AHEAD, Arrivals, Frames
-from pipeline.data.loader import Batch, EvalBatches, Feed, TrainBatches, eval_keys, train_keys
+from pipeline.data.loader import EvalBatches, Feed, TrainBatches, eval_keys, train_keys
 from pipeline.data.pixels import normalise
 from pipeline.data.plan import Plan
 from pipeline.data.reader import ShardReader

@@ -17,7 +17,7 @@ import torch
 from runs import tiny, trained
 
 from pipeline.config import Config
-from pipeline.data.loader import Bad
+from pipeline.data.batch import Bad
 from pipeline.record.metrics import timeless
 from pipeline.record.track import read_metrics
 from pipeline.train.bad import BadImages

@@ -45,7 +45,6 @@ class Ranks:
     def wait(self) -> None:
         for writer in self.writers:
             writer.wait()
-        self.writers[0].sweep()
 
 
 def test_all_ranks_make_one_checkpoint(tmp_path: Path) -> None:
