@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import psutil
 
+from shards.url import redact
+
 
 class Launcher:
     """The processes above this one, as they are when this is made.
@@ -59,11 +61,14 @@ class Launcher:
         return f"{socket.gethostname()}:{self._chain[0].pid}:{self._chain[0].create_time():.2f}"
 
     def command(self) -> str | None:
-        """What was typed to start all this, as far as can be known, with `--resume auto`; None in a Slurm job."""
+        """What was typed to start all this, as far as can be known, with `--resume auto`; None in a Slurm job.
+
+        Without the secrets of URLs: it goes to a log.
+        """
         if "SLURM_JOB_ID" in os.environ:
             return None
         words = _words(self._chain[-1]) if self._chain else []
-        return shlex.join(resuming(words or sys.orig_argv))
+        return shlex.join(redact(w) if "://" in w else w for w in resuming(words or sys.orig_argv))
 
 
 def resuming(words: Sequence[str]) -> list[str]:
