@@ -38,6 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=DRILLS, metavar="NAME", help=f"of {', '.join(DRILLS)}")
     parser.add_argument("--out", type=Path, help="page whose table is to be replaced, where all drills passed")
     args = parser.parse_args(words)
+    page = args.out.read_text(encoding="utf-8") if args.out else ""  # before hours, not after them
     folder = Path(tempfile.mkdtemp(prefix="drills-"))
     began, rows = time.monotonic(), list[Row]()
     scene = Scene(folder)
@@ -55,7 +56,6 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     shutil.rmtree(folder)
     if args.out:
-        page = args.out.read_text(encoding="utf-8")
         before, after = page.split(_BEGIN)[0], page.split(_END)[1]
         args.out.write_text(before + _BEGIN + text + _END + after, encoding="utf-8")
     return 0

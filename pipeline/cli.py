@@ -125,7 +125,7 @@ def _train(args: argparse.Namespace) -> int:
 
     if failures := train(chosen):
         more = f" (and {len(failures) - 1:,} more)" if len(failures) > 1 else ""
-        print(f"alasca: trained to the end, but {failures[-1]}{more}", file=sys.stderr)
+        print(f"alasca: ended, but {failures[-1]}{more}", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config import Config, EvalSet
 from pipeline.section import Section
 from shards.errors import InputError
+from shards.url import public
 
 _SHORT = ("resume", "max-minutes")
 
@@ -27,6 +28,24 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
         InputError: no such file, broken TOML, an unknown key (the nearest is named), a value out of range.
     """
     return parse(read_toml(path), overrides, name=Path(path).stem, where=str(path))
+
+
+def store(path: Path, config: Config) -> None:
+    """Write a resolved configuration, whole or not at all; where a URL in it holds a secret, for this user alone.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    tables = config.model_dump(mode="json")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        mode = 0o666 if public(tables) == tables else 0o600
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+            file.write(config.to_toml())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def parse(tables: dict[str, Any], overrides: Sequence[str] = (), *, name: str, where: str) -> Config:

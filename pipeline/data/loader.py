@@ -97,7 +97,7 @@ class EvalBatches(Dataset[Batch]):
     ) -> None:
         self._part = part or Part(np.arange(manifest.num_samples, dtype=np.int64), manifest.labels)
         self._crop, self._augment, self._max_pixels = crop, augment, max_pixels
-        self._reader, self._frames = ShardReader(manifest, _IN_ORDER), Frames()
+        self._reader, self._frames = ShardReader(manifest, _IN_ORDER, once=True), Frames()
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         ids = self._part.ids[slice(*key)]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -24,7 +25,8 @@ class Lines:
                 written += os.pwrite(self._file, self._waiting[written:], self._end + written)
         except OSError as error:
             # What was written of it is written over next time; until then no reader sees a torn line.
-            os.ftruncate(self._file, self._end)
+            with suppress(OSError):
+                os.ftruncate(self._file, self._end)
             if not self._warned:
                 self._warned = True
                 print(
@@ -35,6 +37,11 @@ class Lines:
             return
         self._end += len(self._waiting)
         self._waiting = b""
+
+    def sync(self) -> None:
+        """Wait until all that it took is on the disk."""
+        with suppress(OSError):  # said already, or said at the next line
+            os.fsync(self._file)
 
     def close(self) -> int:
         """Let go of the file; returns how many lines it never took."""

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from datetime import timedelta
@@ -13,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.config import Config
+from pipeline.configfile import store
 from pipeline.record.lines import Lines
 from pipeline.record.view import View
 from shards.errors import InputError
@@ -53,7 +53,7 @@ class Tracker:
         except OSError as error:
             raise InputError(f"run.dir: cannot write the run to {self._folder}: {error.strerror}") from None
         (self._folder / SUMMARY).unlink(missing_ok=True)  # it speaks of a finished run
-        _write_config(self._folder / "config.toml", config)
+        store(self._folder / "config.toml", config)
         path = self._folder / METRICS
         _truncate(path, start_step)
         self._lines = Lines(path)
@@ -66,6 +66,11 @@ class Tracker:
         self._name = config.run.name
         about = public(config.model_dump(mode="json")) | {"identity": identity or {}}
         self._wandb = View(self._folder, config.track, self._name, about, resumed=start_step > 0)
+
+    def sync(self) -> None:
+        """Wait until the record so far is on the disk."""
+        if self._leader:
+            self._lines.sync()
 
     def progress(self, step: int) -> None:
         """Move the live line to a finished step."""
@@ -145,15 +150,6 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
     return records
-
-
-def _write_config(path: Path, config: Config) -> None:
-    """Write what a later attempt needs; where a URL in it holds a secret, for this user's eyes alone."""
-    tables = config.model_dump(mode="json")
-    path.unlink(missing_ok=True)
-    mode = 0o666 if public(tables) == tables else 0o600
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
-        file.write(config.to_toml())
 
 
 def _truncate(path: Path, start_step: int) -> None:

@@ -242,7 +242,7 @@ def _train(comparison: Comparison, run: Planned, finished: set[str]) -> bool:
     # Beside the run's folder, not in it: what is in there belongs to the run, which may refuse this configuration.
     file = folder.with_name(f"{run.name}.toml")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(config.to_toml(), encoding="utf-8")
+    configfile.store(file, config)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(comparison.ranks), "--module", "pipeline", "train", str(file)]
     threads = max(1, len(os.sched_getaffinity(0)) // comparison.ranks)

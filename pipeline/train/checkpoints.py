@@ -1,10 +1,9 @@
 """The checkpoints of a run: which to go on from, saving them beside training, which to keep."""
 
-import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,7 +25,7 @@ from pipeline.train.checkpoint import (
 )
 from pipeline.train.dist import World
 from pipeline.train.snapshot import Snapshot
-from pipeline.train.writer import Writer
+from pipeline.train.writer import Writer, remove
 from shards.errors import InputError
 
 _SECONDS_TO_SEE = 20.0  # a network file system shows a new file late
@@ -40,13 +39,22 @@ class Checkpoints:
         world: this process.
         keep: how many of the newest stay; the best one stays too.
         patience: seconds that one may take.
+        moves: called now and then while it is waited for and bytes are written.
 
     Attributes:
         failures: on rank 0, a line for each one that could not be written.
     """
 
-    def __init__(self, folder: Path, world: World, keep: int, patience: float = 600.0) -> None:
-        self._folder, self._world, self._keep, self._patience = folder, world, keep, patience
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        keep: int,
+        patience: float = 600.0,
+        moves: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._folder, self._world, self._keep = folder, world, keep
+        self._patience, self._moves = patience, moves
         self._snapshot, self._writer = Snapshot(), self._new_writer("")
         self.failures: list[str] = []
 
@@ -100,7 +108,7 @@ class Checkpoints:
             about: what a resume must agree with or know, as JSON; `selected` (None or a number) is the figure that the
                 best one has most of.
         """
-        self._writer.wait()
+        self._writer.wait(self._moves)
         states = {own_name(self._world.rank): own}
         if self._world.rank == 0:
             states |= {MODEL: model, OPTIMIZER: optimizer}
@@ -115,7 +123,7 @@ class Checkpoints:
 
     def finish(self) -> None:
         """Wait until the last checkpoint is complete on all ranks."""
-        self._writer.wait()
+        self._writer.wait(self._moves)
         dist.barrier()
         if self._world.rank == 0:  # of a save that failed on one rank before another had begun
             self._writer.sweep()
@@ -129,6 +137,11 @@ class Checkpoints:
     def seconds(self) -> float | None:
         """What the last one took, from the copy to its name; None before."""
         return self._writer.seconds
+
+    def newest_step(self) -> int:
+        """Steps that the newest complete checkpoint holds; 0 without one."""
+        existing = self.paths()
+        return int(existing[-1].name[5:]) if existing else 0
 
     def paths(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -169,7 +182,7 @@ class Checkpoints:
         """Drop the checkpoints after `step`, where a run goes on from an older one; called by rank 0."""
         for path in self.paths():
             if int(path.name[5:]) > step:
-                shutil.rmtree(path)
+                remove(path)
 
     def load(
         self, path: Path, device: torch.device, home: tuple[int, int]
@@ -190,6 +203,10 @@ class Checkpoints:
         assert min(homes)[0] <= home[0] and home[1] <= max(homes)[1], (homes, home)
         return model, optimizer, (packed.read(path / own_name(rank)) for rank in ranks)
 
+    def close(self, seconds: float) -> None:
+        """Let what is being written be finished, for so long; a run that fails leaves after it."""
+        self._writer.wait(seconds=seconds)
+
     def _new_writer(self, attempt: str) -> Writer:
         return Writer(self._folder, self._world, attempt, self._patience, self._prune, self._failed)
 
@@ -198,7 +215,10 @@ class Checkpoints:
         best = max(existing, key=selected)
         for old in existing[: -self._keep]:
             if old != best or selected(old) == float("-inf"):
-                shutil.rmtree(old)
+                try:
+                    remove(old)
+                except OSError as error:
+                    print(f"alasca: WARNING: {old} cannot be removed: {error.strerror}", file=sys.stderr, flush=True)
 
     def _failed(self, step: int, reason: str) -> None:
         existing = self.paths()

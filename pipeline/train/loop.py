@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,13 @@ from pipeline.train.memory import explained
 from pipeline.train.norms import JacobianNorms
 from pipeline.train.outcome import outcome
 from pipeline.train.restarts import Restarts
+from pipeline.train.saves import Saves
 from pipeline.train.schedule import Schedule
 from pipeline.train.state import State
 from pipeline.train.stop import Asked, Reason, Stop, mark_stopped
 from pipeline.train.watch import Watch
+
+_SECONDS_TO_FINISH = 20.0  # for a checkpoint that is being written when a run fails: less than others wait for its end
 
 
 def train(config: Config) -> list[str]:
@@ -56,7 +60,7 @@ def train(config: Config) -> list[str]:
         finally:
             training.close()
     dist.stop()
-    return training.checkpoints.failures
+    return training.unsaved
 
 
 class Training:
@@ -71,17 +75,19 @@ class Training:
         self.schedule = Schedule(config.optim, self.plan.steps_per_epoch)
         self.identity = identity(config, self.manifest, self.selection)
         folder = config.folder / "checkpoints"
-        self.checkpoints = Checkpoints(folder, world, config.checkpoint.keep, config.dist.timeout)
+        # A save that is waited for must give up before the watch does.
+        patience, moves = 0.8 * config.dist.timeout, partial(self.watch.phase, "save")
+        self.checkpoints = Checkpoints(folder, world, config.checkpoint.keep, patience, moves)
+        self.checkpoints.meet()
         self.launcher = Launcher()
         restarts = Restarts(config, world, self.launcher)
         checkpoint = self.checkpoints.choose(restarts.resume())
-        self.start = 0
-        self.save_seconds: float | None = None  # of the last save, be it of an earlier attempt
+        self.start, self.unsaved = 0, list[str]()  # and lines on checkpoints that the end has to tell of
+        seconds: float | None = None  # of an earlier attempt's last save
         if checkpoint is not None:
             index = read_index(checkpoint)
             refuse_difference(index["identity"], self.identity, str(checkpoint))
-            self.start, self.save_seconds = index["step"], index["save_seconds"]
-        self.checkpoints.meet()
+            self.start, seconds = index["step"], index["save_seconds"]
         total = self.schedule.total_steps
         self.last = min(total, config.run.max_steps or total)
         self.evaluations = Evaluations(config, self.sets, self.plan.steps_per_epoch, self.start, self.last, world)
@@ -107,11 +113,10 @@ class Training:
             identity=self.identity,
         )
         restarts.mark()
-        self.selected: tuple[int, float | None] = -1, None  # a step, and its accuracy that chooses the best checkpoint
-        self.saved_at = time.monotonic()
-        self.flags = Flags("stop", "save", world=world, timeout_s=config.dist.timeout)
-        # Only the leader's records count, and only it may meet a file that somebody else is writing.
         leads = world.rank == 0
+        self.saves = Saves(config, self.checkpoints, self.plan, self.identity, leads, self.last, seconds)
+        self.flags = Flags("stop", "save", world=world, timeout_s=config.dist.timeout + config.dist.heartbeat)
+        # Only the leader's records count, and only it may meet a file that somebody else is writing.
         self.train_seconds = train_seconds(config.folder) if leads else 0.0  # of earlier attempts
         self.reference = Reference(Path(config.track.reference)) if config.track.reference and leads else None
 
@@ -124,23 +129,27 @@ class Training:
             self.checkpoints.finish()
             self.watch.phase("finish")
             if reason is not None:
-                if folder is not None:
+                saved = self.checkpoints.newest_step()
+                self.unsaved = self.checkpoints.failures if saved < done else []
+                if folder is not None and saved == done:
                     mark_stopped(folder, done, reason)
-                self.tracker.pause(done, reason, self.launcher.command())
+                self.tracker.pause(saved, reason, self.launcher.command())
             elif folder is not None:
+                self.unsaved = self.checkpoints.failures
                 summary = outcome(self.config, self.plan, done, self.engine.module, self.world, self.sets)
                 self.tracker.finish(summary | {"identity": self.identity})
 
     def _steps(self) -> tuple[int, str | None]:
         """Finished steps, all saved, and why there are not more of them; None at the end of the run."""
         config, per_epoch = self.config, self.plan.steps_per_epoch
-        save_every = config.checkpoint.every_steps or per_epoch
-        self.stop.mind_saving(self.save_seconds)
+        self.stop.mind_saving(self.saves.seconds)
         self.engine.train()
         if self.start == 0 and (lacking := self.plan.deficit(0)):
             self.tracker.log("balance", 0, {f"lacking/{self.manifest.classes[k]}": n for k, n in lacking.items()})
         if self.evaluations.due(self.start) and (reason := self._evaluate(self.start)):
             return self.start, str(reason)
+        if self.saves.unknown(self.start):
+            self._save(self.start)
         window = Window()
         if self.start < self.last and (reason := self._first_batch(window)):
             return self.start, str(reason)
@@ -151,9 +160,9 @@ class Training:
             self.nonfinite.note(done, flags, self.tracker)
             agreed = self.flags.read()
             reason = self._agreed(agreed)
-            self.flags.post(stop=self.stop.asked() or 0, save=self._save_is_due())
-            saves = done % save_every == 0 or done == self.last or bool(agreed["save"])
+            self.flags.post(stop=self.stop.asked() or 0, save=self.saves.ask())
             evaluates = self.evaluations.due(done)
+            saves = self.saves.due(done, evaluates) or bool(agreed["save"])
             self.tracker.progress(done)
             self.ahead.reached(done)
             if looks:
@@ -169,7 +178,8 @@ class Training:
             if reason:
                 return done, str(reason)
         self.flags.read()
-        return self.last, None if self.last == self.schedule.total_steps else "run.max_steps"
+        done = max(self.start, self.last)
+        return done, None if done == self.schedule.total_steps else "run.max_steps"
 
     def step(self, step: int, window: Window, looks: bool = False) -> torch.Tensor:
         """Forward and backward of this rank's micro-batches, then the update; `looks` keeps images for the norms.
@@ -188,6 +198,7 @@ class Training:
         """End what works for this process beside it; whatever happened."""
         self.ahead.close()
         self.feed.close()
+        self.checkpoints.close(_SECONDS_TO_FINISH)
 
     def _first_batch(self, window: Window) -> Reason | None:
         """Wait for it on all ranks. Nothing was done yet, so a signal may end the wait; then all of them leave."""
@@ -268,8 +279,7 @@ class Training:
             record = {**self._place(done), "set": name, **figures, **spent}
             related = self.reference.evaluation(record) if self.reference else {}
             self.tracker.log("eval", done, record | related)
-            if name == self.config.eval.select_by:
-                self.selected = done, figures["main/top1"]
+            self.saves.note(done, name, figures["main/top1"])
         self.engine.train()
         return None
 
@@ -279,17 +289,6 @@ class Training:
 
     def _save(self, done: int) -> None:
         self.watch.phase("save")
-        seconds = self.checkpoints.seconds or self.save_seconds
-        selected = self.selected[1] if self.selected[0] == done else None
-        about = {"identity": self.identity, "selected": selected, "save_seconds": seconds}
-        self.state.save(self.checkpoints, done, about)
-        self.saved_at = time.monotonic()
-        self.stop.mind_saving(seconds)
-
-    def _save_is_due(self) -> int:
-        """Whether rank 0's clock asks for a save; once."""
-        minutes = self.config.checkpoint.every_minutes
-        if minutes is None or self.world.rank > 0 or time.monotonic() - self.saved_at < 60 * minutes:
-            return 0
-        self.saved_at = time.monotonic()
-        return 1
+        self.tracker.sync()  # the lines up to here are as safe as the checkpoint
+        self.saves.save(self.state, done)
+        self.stop.mind_saving(self.saves.seconds)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ def flatten(state: Any, path: str = "") -> tuple[dict[str, torch.Tensor], Any]:
     return {}, {"value": state}
 
 
-def write(path: Path, tensors: dict[str, torch.Tensor], tree: Any = None) -> dict[str, Any]:
+def write(
+    path: Path, tensors: dict[str, torch.Tensor], tree: Any = None, *, written: Callable[[int], None] = lambda n: None
+) -> dict[str, Any]:
     """Write host tensors, contiguous, and a tree to a new file, and wait until it is on the disk.
 
     Returns:
@@ -54,6 +56,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor], tree: Any = None) -> dic
             digest.update(chunk)
             file.write(chunk)
             length += len(chunk)
+            written(len(chunk))
         file.flush()
         os.fsync(file.fileno())
     return {"bytes": length, "sha256": digest.hexdigest()}

@@ -27,7 +27,13 @@ class Restarts:
         self._agents = sorted({key for key in dist.gather(launcher.key()) if key is not None})
 
     def resume(self) -> str:
-        """`run.resume`; `auto` in place of `none` where an earlier attempt of this very job began the run."""
+        """`run.resume`; `auto` in place of `none` where an earlier attempt of this very job began the run.
+
+        The same on all ranks, which call it together.
+        """
+        return str(dist.gather(self._own_resume())[0])
+
+    def _own_resume(self) -> str:
         chosen = self._config.run.resume
         count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         if not self._leader or chosen != "none" or count == "0":

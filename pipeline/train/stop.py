@@ -104,7 +104,7 @@ class Stop:
                 self._reason = Reason.MAX_MINUTES
             elif self._folder is not None and now >= self._look_again:
                 self._look_again = now + 1.0
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):  # a file system that went read-only says so even of no file
                     (self._folder / _FILE).unlink()
                     self._reason = Reason.FILE
         return self._reason
@@ -169,8 +169,12 @@ class Stop:
 def mark_stopped(folder: Path, step: int, reason: str) -> None:
     """Leave `stopped` in a run's folder: the step it was saved at, why it stopped, and when."""
     temporary = folder / f".{STOPPED}.tmp"
-    temporary.write_text(json.dumps({"step": step, "reason": reason, "time": time.time()}) + "\n", encoding="utf-8")
-    temporary.replace(folder / STOPPED)
+    text = json.dumps({"step": step, "reason": reason, "time": time.time()}) + "\n"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / STOPPED)
+    except OSError as error:
+        _say(f"{folder / STOPPED} cannot be written: {error.strerror}")
 
 
 def _say(text: str) -> None:

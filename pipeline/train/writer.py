@@ -7,8 +7,10 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -45,6 +47,7 @@ class Writer:
         self._folder, self._world, self._attempt, self._patience = folder, world, attempt, patience
         self._published, self._failed = published, failed
         self._thread: threading.Thread | None = None
+        self.written = 0  # bytes so far, of all checkpoints
         self.seconds: float | None = None  # that the last one took, from its beginning to its name
 
     def begin(
@@ -70,11 +73,21 @@ class Writer:
         """Whether the last one is not over."""
         return self._thread is not None and self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Wait until this rank's part of the last checkpoint is over; on rank 0, all of it."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+    def wait(self, moves: Callable[[], None] = lambda: None, seconds: float = math.inf) -> None:
+        """Wait until this rank's part of the last checkpoint is over; on rank 0, all of it.
+
+        Args:
+            moves: called now and then while bytes are written.
+            seconds: to wait at most.
+        """
+        until = time.monotonic() + seconds
+        while self._thread is not None and time.monotonic() < until:
+            written = self.written
+            self._thread.join(min(1.0, max(0.0, until - time.monotonic())))
+            if not self._thread.is_alive():
+                self._thread = None
+            elif self.written > written:
+                moves()
 
     def sweep(self, before: float = math.inf) -> None:
         """Remove what is half written, of steps before that one; no rank may be writing those."""
@@ -91,25 +104,33 @@ class Writer:
         try:
             temporary.mkdir(parents=True, exist_ok=True)
             ready()
-            mark["files"] = {name: packed.write(temporary / name, *content) for name, content in files.items()}
-        except OSError as error:
-            mark = {"error": error.strerror or str(error)}
+            mark["files"] = {
+                name: packed.write(temporary / name, *content, written=self._count) for name, content in files.items()
+            }
+        except Exception as error:  # whatever it is, it must not end unheard with this thread
+            mark = {"error": _reason(error)}
+            for name in files:  # makes room for the mark, where that was lacking
+                with suppress(OSError):
+                    (temporary / name).unlink(missing_ok=True)
         try:
             _replace(temporary / _mark_name(self._world.rank), json.dumps(mark))
         except OSError as error:
-            mark.setdefault("error", error.strerror or str(error))
+            mark.setdefault("error", _reason(error))
         if self._world.rank == 0:
-            reason = mark.get("error") or self._publish(step, temporary, about)
+            reason = mark.get("error") or self._publish(step, temporary, about, until=began + self._patience)
             if reason:
                 shutil.rmtree(temporary, ignore_errors=True)
                 self._failed(step, reason)
                 return
+            self._published(self._folder / f"step-{step:09d}")
         self.seconds = time.monotonic() - began
 
-    def _publish(self, step: int, temporary: Path, about: dict[str, Any]) -> str | None:
+    def _count(self, length: int) -> None:
+        self.written += length
+
+    def _publish(self, step: int, temporary: Path, about: dict[str, Any], until: float) -> str | None:
         """Wait for all marks, write the index, give the folder its name; why not, if not."""
         final = self._folder / f"step-{step:09d}"
-        until = time.monotonic() + self._patience
         try:
             files: dict[str, Any] = {}
             homes = []
@@ -126,14 +147,28 @@ class Writer:
                 (temporary / _mark_name(rank)).unlink()
             _sync(temporary)
             if final.exists():
-                shutil.rmtree(final)
+                remove(final)
             temporary.rename(final)
             _sync(self._folder)
-            self.sweep(before=step)  # which are over on all ranks, as this one is; another may have begun the next
-            self._published(final)
-        except OSError as error:
-            return error.strerror or str(error)
+        except Exception as error:
+            return _reason(error)
+        self.sweep(before=step)  # which are over on all ranks, as this one is; another may have begun the next
         return None
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint at once: what a kill leaves of it is swept later, and never taken for one.
+
+    Raises:
+        OSError: the folder cannot be changed.
+    """
+    aside = checkpoint.with_name(f".{checkpoint.name}.{uuid4().hex[:12]}.tmp")
+    checkpoint.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 def _mark(path: Path, until: float) -> dict[str, Any] | None:

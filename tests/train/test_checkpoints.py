@@ -36,9 +36,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     """The first save is held back until two more steps are done: it holds the weights of its own step."""
     go_on, write = threading.Event(), packed.write
 
-    def held(path: Path, *content: object) -> object:
+    def held(path: Path, *content: object, **options: object) -> object:
         assert go_on.wait(60)
-        return write(path, *content)
+        return write(path, *content, **options)
 
     config = configured(run__name="beside", checkpoint__every_steps=5, run__max_steps=8)
     training = Training(config, Inputs.open(config, 1), world)
@@ -79,10 +79,10 @@ def test_a_full_disk_at_a_save_ends_no_run_and_is_told(
 ) -> None:
     write = packed.write
 
-    def full(path: Path, *content: object) -> object:
+    def full(path: Path, *content: object, **options: object) -> object:
         if "step-000000010" in str(path):
             raise OSError(28, "No space left on device")
-        return write(path, *content)
+        return write(path, *content, **options)
 
     monkeypatch.setattr(packed, "write", full)
     training = trained(configured(optim__epochs=3), world)

@@ -27,6 +27,7 @@ def test_a_run_from_a_secret_address_tells_nobody(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    monkeypatch.setattr("sys.argv", ["train.py", "a.toml", "--data.train", f"https://me:{SECRET}@h/x?s={SECRET}"])
     with serving(photos.root) as train, serving(clean_photos.root) as test:
         train.faults["samples.npy"] = [status(503)]
         places = [f"http://me:{SECRET}@{server.url[7:]}/?sig={SECRET}" for server in (train, test)]
