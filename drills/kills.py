@@ -21,7 +21,7 @@ _GONE_S = 75.0  # a rank that is killed ends the job within a minute
 
 def drill(scene: Scene) -> Iterator[Row]:
     """Twenty kills of one run, which is started again each time, by torchrun or by hand; then it is compared."""
-    straight = scene.straight("large", 2)
+    straight = scene.straight("wide", 2)
     rng = random.Random(0)
     moments = [(who, where) for who in ("one", "all") for where in ("write", "anywhere")] * (_KILLS // 4)
     rng.shuffle(moments)
@@ -105,7 +105,7 @@ class _Chain:
         )
 
     def _start(self) -> Job:
-        return self.scene.start("torchrun", "large", _NAME, options=_RESTARTS)
+        return self.scene.start("torchrun", "wide", _NAME, options=_RESTARTS)
 
     def _within_a_write(self) -> str:
         """Wait for the first or second write of this attempt, and for a part of it."""
