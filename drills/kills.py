@@ -126,9 +126,9 @@ class _Chain:
     def _anywhere(self) -> str:
         steps = self.rng.randrange(-1, 2 * 4)
         if steps < 0:
-            self.job.wait_for(lambda: len(self.job.ranks()) == 2, "two ranks")
+            self.job.wait_for_ranks(2)
             time.sleep(self.rng.uniform(0, 6))
-            self.job.wait_for(lambda: len(self.job.ranks()) == 2, "two ranks")
+            self.job.wait_for_ranks(2)
             return "while they start"
         self.job.wait_for(lambda: len(record.steps(self.run, self.since)) > steps, f"{steps} steps")
         time.sleep(self.rng.uniform(0, 0.15))
