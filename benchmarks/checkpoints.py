@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine
-from benchmarks.tables import spread
 from benchmarks.variants import LR, Setting, noise
+from pipeline.bench.spread import spread
 from pipeline.config import Engine as EngineConfig
 from pipeline.config import Optim
 from pipeline.method.objective import Objective

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-CLEAR = Path("/proc/self/clear_refs")
-STATUS = Path("/proc/self/status")
+from pipeline.bench.memory import peak
+
 MARK = "peak bytes:"
 
 ON_GPU = (
@@ -36,23 +36,13 @@ def gpu_peak(work: Callable[[], None], device: torch.device) -> int:
 
 
 def cpu_peak(step: Callable[[], object], steps: int) -> int | None:
-    """Bytes by which this process grew at its peak during `steps`; None where the system does not tell.
+    """Bytes by which this process grew at its peak during `steps`; None where the system does not tell."""
 
-    Not ru_maxrss: it cannot be reset, and a process starts with that of the process which started it.
-    """
-    try:
-        CLEAR.write_text("5")  # the highest resident size is now the present one
-    except OSError:
-        return None
-    before = _resident("VmHWM")
-    for _ in range(steps):
-        step()
-    return _resident("VmHWM") - before
+    def work() -> None:
+        for _ in range(steps):
+            step()
 
-
-def _resident(field: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field + ":"))
-    return int(line.split()[1]) * 1024
+    return peak(work)
 
 
 def in_own_process(method: str, arguments: list[str]) -> int | None:

@@ -1,22 +1,17 @@
 """Samples of one interleaved run -> Markdown."""
 
-from collections.abc import Sequence
 from statistics import median
 
 from benchmarks.variants import ALASCA, METHODS, PENALTIES, PLAIN, TIMM, Variant
+from pipeline.bench import spread as spreads
+from pipeline.bench.spread import spread
 
 Samples = dict[Variant, list[float]]  # images/s, one of each repeat
 
 
-def spread(values: Sequence[float]) -> str:
-    """Median [lowest-highest]."""
-    digits = 0 if median(values) >= 1000 else 1 if median(values) >= 100 else 2
-    return f"{median(values):.{digits}f} [{min(values):.{digits}f}-{max(values):.{digits}f}]"
-
-
 def ratios(samples: Samples, over: Variant, under: Variant) -> list[float]:
     """Throughput of one over that of the other in the same repeat, so that a drift of the machine cancels."""
-    return [a / b for a, b in zip(samples[over], samples[under], strict=True)]
+    return spreads.ratios(samples[over], samples[under])
 
 
 def methods(samples: Samples, memory: dict[str, int | None], failed: dict[Variant, str], channels_last: bool) -> str:

@@ -50,29 +50,48 @@ class Cache:
 
         Where that is not enough, `release` is asked to close a file of the caller's, until it returns False.
         """
-        while not self._remove_for(needed):
+        while self._remove(needed, self.bytes) > 0:
             if release is None or not release():
                 return False
         return True
 
-    def _remove_for(self, needed: int) -> bool:
-        now = time.time()
-        files = list(self._files())
-        lacking = sum(stat.st_size for _, stat in files) + needed - self.bytes
-        for path, stat in sorted(files, key=lambda file: -abs(now - file[1].st_mtime)):
+    def free(self, needed: int, release: Callable[[], bool] | None = None) -> bool:
+        """Remove files as `make_room` does, but because the disk is full: `needed` bytes of them, whatever the bound.
+
+        Returns whether any is gone.
+        """
+        left = needed
+        while (left := self._remove(left)) > 0 and release is not None and release():
+            pass
+        return left < needed
+
+    def _remove(self, needed: int, bound: int | None = None) -> int:
+        """Remove files that nobody reads until all that is left and `needed` are within the bound.
+
+        Without one, until `needed` bytes are gone. Returns how many are lacking still; 0 or less: none.
+        """
+        now, files = time.time(), list(self._files())
+        lacking = needed if bound is None else sum(stat.st_size for _, stat in files) + needed - bound
+        if lacking > 0:
+            files.sort(key=lambda file: -abs(now - file[1].st_mtime))
+        for name, stat in files:
             if lacking <= 0:
                 break
-            small = not path.name.endswith((".tar", PART))
-            if path.name.endswith(PART) or (small and now - stat.st_mtime < _KEPT):
+            small = not name.endswith((".tar", PART))
+            if name.endswith(PART) or (small and now - stat.st_mtime < _KEPT):
                 continue
-            if _remove_unlocked(path):
+            if _remove_unlocked(Path(name)):
                 lacking -= stat.st_size
-        return lacking <= 0
+        return lacking
 
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for path in self.root.glob("*/*"):
-            with suppress(FileNotFoundError):  # another process makes room too
-                yield path, path.stat()
+    def _files(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Yield the path of every file in the cache and its status; not Path.glob, as there may be many thousands."""
+        with suppress(FileNotFoundError), os.scandir(self.root) as folders:
+            for folder in folders:
+                with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder.path) as files:
+                    for file in files:
+                        with suppress(FileNotFoundError):  # another process makes room too
+                            yield file.path, file.stat()
 
 
 def hold(path: Path, length: int) -> int | None:

@@ -3,19 +3,17 @@
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from shards import index_command
+from shards.headline import describe, warnings
 from shards.readers import LAYOUTS
-from shards.readers.record import counted
-
-if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --help is quick
-    from shards.manifest import Manifest
 
 _SHARD_EXAMPLES = """examples:
   alasca shard digits --split train --noise symmetric:0.4 --out data/digits/train
   alasca shard imagefolder --root raw/clothing --split train --resize 256 --out data/clothing/train
   alasca shard imagefolder --root raw/clothing --split train --out s3://bucket/clothing/train
 """
+_UNDECODABLE = 20  # lines
 _MERGE_EXAMPLE = """example, as a job array of 16:
   alasca shard clothing1m --root raw/clothing1m --out data/clothing1m/train --part $SLURM_ARRAY_TASK_ID/16
 and when all jobs are done:
@@ -41,13 +39,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         )
         _add_shard_options(parser)
         for option in layout.options:
-            parser.add_argument(
-                f"--{option.name.replace('_', '-')}",
-                help=option.help,
-                metavar=option.metavar,
-                choices=option.choices,
-                default=option.default,
-            )
+            option.add_to(parser)
         parser.set_defaults(run=run_shard, reader=name)
 
     merge = subparsers.add_parser(
@@ -79,13 +71,17 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verify = subparsers.add_parser(
         "verify",
         help="compare a dataset folder with its manifest, byte for byte",
-        description="Hash every file again, count and index every shard again, compare labels, and print the classes.\n"
-        "Exit status 0 where all agrees, 1 where anything differs.",
-        epilog="example:\n  alasca verify data/clothing/train",
+        description="Hash every file again, count and index every shard again, compare labels, look for copies among\n"
+        "the images, and print the classes. What lies at a URL is fetched anew and removed again.\n"
+        "Exit status 0 where all agrees, 1 where anything differs or does not decode.",
+        epilog="examples:\n  alasca verify data/clothing/train\n  alasca verify s3://bucket/clothing/train --decode",
         formatter_class=raw,
     )
-    verify.add_argument("dir", metavar="DIR", help="a folder written by `alasca shard`")
+    verify.add_argument("dir", metavar="DIR|URL", help="a folder written by `alasca shard` or `alasca index`")
+    verify.add_argument("--decode", action="store_true", help="also decode every image: a second for about a thousand")
     verify.set_defaults(run=run_verify)
+
+    index_command.register(subparsers)
 
 
 def _add_shard_options(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +142,7 @@ def run_shard(args: argparse.Namespace) -> int:
         then = f"; when all {part.of} are there: alasca merge {out}" if to_merge else ""
         print(f"{out}: part {part} is there, {seconds}{then}")
         return 0
-    for line in _warnings(manifest):
+    for line in warnings(manifest):
         print(line)
     print(f"{out}: {describe(manifest)}, {seconds}")
     return 0
@@ -159,7 +155,7 @@ def run_merge(args: argparse.Namespace) -> int:
 
     with progress.for_user() as shown:
         manifest = merge(args.dirs, shown)
-    for line in _warnings(manifest):
+    for line in warnings(manifest):
         print(line)
     print(f"{manifest.place}: {describe(manifest)}")
     return 0
@@ -177,7 +173,7 @@ def run_inspect(args: argparse.Namespace) -> int:
         drawn = sheet.draw(manifest, args.sheet, images=args.images, seed=args.seed)
         lines += ["", f"{args.sheet}: {drawn.pictures:,} pictures, {drawn.undecodable:,} of them cannot be decoded"]
     print(f"{public(args.dir)}: {describe(manifest)}")
-    for line in [*_warnings(manifest), *lines]:
+    for line in [*warnings(manifest), *lines]:
         print(line)
     if manifest.store is None:
         print(f"\nthis was a look; `alasca verify {args.dir}` hashes everything")
@@ -187,45 +183,32 @@ def run_inspect(args: argparse.Namespace) -> int:
 def run_verify(args: argparse.Namespace) -> int:
     """Print what differs and the classes; return 1 where anything differs; raises InputError."""
     from shards import inspection, progress
+    from shards.readers.record import counted
+    from shards.url import public
     from shards.verify import verify
 
     with progress.for_user() as shown:
-        report = verify(args.dir, shown)
-    print(f"{args.dir}: {describe(report.manifest)}")
-    lines = _warnings(report.manifest)
+        report = verify(args.dir, shown, decode=args.decode)
+    name = public(args.dir)
+    print(f"{name}: {describe(report.manifest)}")
+    lines = warnings(report.manifest)
     if report.labels is not None:
         lines += inspection.class_lines(report.manifest.classes, report.labels)
         lines += inspection.noise_lines(report.labels)
+    if report.copies is not None:
+        copies = report.copies
+        lines.append(
+            f"{counted(copies.images, 'image')} more than once, byte for byte; {copies.mislabelled:,} share their bytes"
+            f" with an image of another label (as {' and '.join(copies.pair)})"
+        )
     for line in lines:
         print(line)
     for line in report.differences:
         print(f"DIFFERS  {line}")
+    for key, reason in report.undecodable[:_UNDECODABLE]:
+        print(f"UNDECODABLE  {key}: {reason}")
+    if args.decode:
+        print(f"{counted(len(report.undecodable), 'image')} cannot be decoded; training gives such no weight")
     count = len(report.differences)
-    print(
-        f"{args.dir}: {count:,} difference{'s' * (count > 1)}"
-        if count
-        else f"{args.dir}: every byte is as the manifest says"
-    )
-    return 1 if count else 0
-
-
-def describe(manifest: "Manifest") -> str:
-    """Return one line: images, classes, shards, size, noise."""
-    noise = "no noise added"
-    if manifest.noise:
-        noise = f"{manifest.noise['kind']} noise on {manifest.noise['realised']:.2%} of the labels"
-    size = sum(shard.bytes for shard in manifest.shards)
-    return (
-        f"{counted(manifest.num_samples, 'image')}, {counted(manifest.num_classes, 'class', 'es')}, "
-        f"{counted(len(manifest.shards), 'shard')}, "
-        f"{size / 1e6:,.1f} MB, {noise}"
-    )
-
-
-def _warnings(manifest: "Manifest") -> list[str]:
-    count = manifest.source["counts"]["unreadable"]
-    if not count:
-        return []
-    first = "; ".join(f"{bad['key']}: {bad['reason']}" for bad in manifest.source["unreadable"])
-    images = counted(count, "image")
-    return [f"WARNING  {images} cannot be read; kept as they are, training gives them no weight ({first})"]
+    print(f"{name}: {counted(count, 'difference')}" if count else f"{name}: every byte is as the manifest says")
+    return 1 if count or report.undecodable else 0

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 # Web collections hold GIF and BMP under the names .jpg and .png; formats that need an interpreter (EPS) stay out.
@@ -37,6 +38,17 @@ def measure(data: bytes) -> tuple[int, int]:
         return image.size
 
 
+def try_to_decode(data: bytes) -> None:
+    """Decode an image and drop it; raises ValueError where that fails or it has more than MAX_PIXELS."""
+    with _open(data) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many to decode")
+        try:
+            image.convert("RGB")
+        except Exception as error:  # see _open
+            raise ValueError(f"cannot be decoded: {error}") from None
+
+
 def shrink(data: bytes, extension: str, short_side: int) -> bytes:
     """Return the image with its short side at `short_side` pixels, in its own format; unchanged where it is not larger.
 
@@ -66,6 +78,20 @@ def shrink(data: bytes, extension: str, short_side: int) -> bytes:
     return out.getvalue()
 
 
+def rgb(image: Image.Image) -> Image.Image:
+    """Return the image in RGB, 8 bits a channel; decodes it.
+
+    Of 16 bits the upper 8, as Pillow itself does for colour: its own `convert` makes white of every grey above 255.
+    """
+    return _eight_bits(image).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if not image.mode.startswith("I"):  # I;16, or I of an older Pillow: a grey PNG of 16 bits, the only such image here
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
@@ -85,6 +111,8 @@ def _continuous(image: Image.Image, target: str) -> Image.Image:
         image = image.convert("L")
     elif image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    if target != "PNG":
+        image = _eight_bits(image)
     if target == "JPEG" and image.mode not in ("L", "RGB", "CMYK"):
         return image.convert("RGB")
     return image

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from shards.errors import InputError
 from shards.manifest import KEYS, SAMPLES, Manifest
+from shards.mix import Mix
 from shards.readers.record import EXTENSIONS, first
 
 MANY_CLASSES = 30  # above, the histogram shows its two ends
@@ -84,6 +85,7 @@ def lines(manifest: Manifest) -> list[str]:
         "",
         *class_lines(manifest.classes, labels),
         *_balance(manifest.classes, labels.given),
+        Mix.of(manifest.labels, manifest.num_classes).line(),
         "",
         *noise_lines(labels),
         *_confusion(manifest.classes, labels),
@@ -128,6 +130,8 @@ def _origin(manifest: Manifest) -> list[str]:
         f"made by    {source.get('reader', 'an unknown reader')} ({_in_words(told)})",
         f"noise      {_in_words(manifest.noise) if manifest.noise else 'none added'}",
     ]
+    if elsewhere := sorted({shard.place for shard in manifest.shards} - {""}):
+        found.append(f"shards in  {first(elsewhere)}")
     if counts.get("missing") or counts.get("passed_over"):
         other = f"{counts.get('passed_over', 0):,} files that are no images"
         found.append(f"left out   {counts.get('missing', 0):,} images that were not there, {other}")

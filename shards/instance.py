@@ -12,7 +12,7 @@ from PIL import Image
 
 from shards.draws import Stream, normal, uniform
 from shards.errors import InputError
-from shards.image import FORMATS, MAX_PIXELS, untrusted
+from shards.image import FORMATS, MAX_PIXELS, rgb, untrusted
 from shards.progress import Progress
 from shards.readers.record import Record, Source, content
 
@@ -114,7 +114,7 @@ def thumbnail(record: Record, source: Source) -> NDArray[np.uint8] | None:
             if image.width * image.height > MAX_PIXELS:
                 return None
             image.draft(None, (2 * SIDE, 2 * SIDE))  # a JPEG is decoded at a fraction of its size, much faster
-            small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            small = rgb(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     except Exception:  # Pillow's parsers let through whatever they stumble on
         return None
     return np.asarray(small).reshape(-1)

@@ -3,7 +3,7 @@
 DIR/manifest.json   schema, classes, split, shards, noise, source, digests of the two files below
 DIR/samples.npy     one row of SAMPLE_DTYPE per sample, in the order of shard and offset: the row number is the id
 DIR/keys.bin        the samples' keys, UTF-8, one after the other
-DIR/*.tar           the shards
+DIR/*.tar           the shards; of a dataset that others wrote, they may lie elsewhere (`Shard.place`)
 
 The folder may lie at a URL, or behind a cache: then its files are fetched, verified by the digests in the manifest.
 Nothing here is pickled, and opening it hashes nothing: `shards.verify` does.
@@ -12,9 +12,8 @@ Nothing here is pickled, and opening it hashes nothing: `shards.verify` does.
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -25,34 +24,17 @@ from numpy.typing import NDArray
 from shards.cache import Cache
 from shards.errors import InputError
 from shards.localfolder import BUILD_FOLDER
-from shards.names import check_classes, check_shard_name
-from shards.store import Store, find, open_plain
+from shards.names import check_classes
+from shards.shard import File, Folder, folder_of
+from shards.shard import Shard as Shard  # a part of the schema
+from shards.store import Store, find
 from shards.table import open_table
 from shards.url import is_url
 
 SCHEMA = 1
 MANIFEST, SAMPLES, KEYS = "manifest.json", "samples.npy", "keys.bin"
+INDEX = "index"  # the "reader" in the source of a dataset whose tars others wrote: their layout is not ours
 NO_PERMISSION = "Permission denied"
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar file of the folder: its name, number of samples, length in bytes and SHA-256 in hex."""
-
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class File:
-    """Length in bytes and SHA-256 (hex) of a file beside the manifest."""
-
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +42,11 @@ class Manifest:
     """One split of a dataset, ready to be read; get one from `Manifest.load`.
 
     `noise` is None or a dict (kind, rate, seed, convention, flipped, realised). `source` says how the folder was
-    built. `fingerprint` is the SHA-256 of the manifest's canonical JSON: through the digests in it, it covers every
-    byte of the folder. `root` is the folder, and of a dataset that lies elsewhere its folder in the cache; `store` is
-    where the files of such a dataset come from, and `content` its manifest.json as it came. Pickles as the path alone,
-    or as these two; the other process maps the table again.
+    built. `fingerprint` is the SHA-256 of the manifest's canonical JSON without the shards' places: through the digests
+    in it, it covers every byte, wherever it lies. `root` is the folder, and of a dataset that lies elsewhere its folder
+    in the cache; `store` is where the files of such a dataset come from, and `content` its manifest.json as it came.
+    `folders` are those of the shards, by place; `cache` is what stands before those at URLs. Pickles as the path or
+    these; the other process maps the table again.
     """
 
     root: Path
@@ -74,6 +57,8 @@ class Manifest:
     source: dict[str, Any]
     files: dict[str, File] = field(repr=False)
     fingerprint: str = field(repr=False)
+    folders: dict[str, Folder] = field(repr=False)
+    cache: Cache
     store: Store | None = None
     content: bytes | None = field(default=None, repr=False)
 
@@ -105,9 +90,10 @@ class Manifest:
 
     @classmethod
     def _read(cls, path: str | Path, cache: Cache | None) -> Self:
-        found = find(str(path).removesuffix(f"/{MANIFEST}") if is_url(str(path)) else path, cache or Cache())
+        cache = cache or Cache()
+        found = find(str(path).removesuffix(f"/{MANIFEST}") if is_url(str(path)) else path, cache)
         if isinstance(found, Store):
-            return cls._decode(found.folder, found.anew(MANIFEST), found)
+            return cls._decode(found, found.anew(MANIFEST), cache)
         root = found
         if root.name == MANIFEST and not root.is_dir():
             root = root.parent
@@ -118,15 +104,18 @@ class Manifest:
             if next(root.glob(f"{BUILD_FOLDER}/part-*.json"), None):
                 raise InputError(f"{root}: holds parts of a build; `alasca merge` them when all are finished")
             if (root / BUILD_FOLDER).is_dir():
-                raise InputError(f"{root}: a half-finished build; run its `alasca shard` command again to finish it")
+                raise InputError(f"{root}: half-finished; run its `alasca shard` or `alasca index` again to finish it")
             names = sorted(entry.name for entry in root.iterdir())
             holds = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
             raise InputError(f"{root}: not a shard folder; build one with `alasca shard`; it holds {holds}")
-        return cls._decode(root, file.read_bytes())
+        manifest = cls._decode(root.absolute(), file.read_bytes(), cache)
+        if manifest.fetches:
+            cache.sweep()
+        return manifest
 
     @classmethod
-    def _decode(cls, root: Path, content: bytes, store: Store | None = None) -> Self:
-        file = f"{store.name if store else root}/{MANIFEST}"
+    def _decode(cls, home: Folder, content: bytes, cache: Cache) -> Self:
+        file = f"{home.name if isinstance(home, Store) else home}/{MANIFEST}"
         try:
             document = json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -134,45 +123,39 @@ class Manifest:
         schema = document.get("schema") if isinstance(document, dict) else None
         if schema != SCHEMA:
             raise InputError(f"{file}: schema {schema!r}, but this version reads {SCHEMA}; build the folder again")
-        manifest = cls._parse(root, file, document)
-        return manifest if store is None else replace(manifest, store=store, content=content)
-
-    @classmethod
-    def _parse(cls, root: Path, file: str, document: dict[str, Any]) -> Self:
         try:
             shards = tuple(Shard(**shard) for shard in document["shards"])
             files = {name: File(**document["table"][name]) for name in (SAMPLES, KEYS)}
             classes, split = tuple(document["classes"]), str(document["split"])
             noise, source = document["noise"], dict(document["source"])
-            for shard in shards:
-                check_shard_name(shard.name)
             check_classes(classes)
             parts: list[Shard | File] = [*shards, *files.values()]
             for part in parts:
-                if not (isinstance(part.bytes, int) and part.bytes >= 0 and _DIGEST.fullmatch(part.sha256)):
-                    raise InputError(f"{part} has a bad length or digest")
-            if not all(isinstance(shard.samples, int) and shard.samples > 0 for shard in shards):
-                raise InputError("a shard has a bad number of samples")
-            if len({shard.name for shard in shards}) != len(shards):
+                part.check()
+            if len({shard.file for shard in shards}) != len(shards):
                 raise InputError("two shards have one name")
+            folders = {place: folder_of(place, home, cache) for place in {shard.place for shard in shards}}
         except InputError as error:
             raise InputError(f"{file}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{file}: damaged, {type(error).__name__}: {error}") from None
+        for shard in document["shards"]:
+            shard.pop("place", None)  # the content is the same wherever it lies
         fingerprint = hashlib.sha256(canonical(document)).hexdigest()
-        return cls(root.absolute(), split, classes, shards, noise, source, files, fingerprint)
+        store = home if isinstance(home, Store) else None
+        root = home.folder if isinstance(home, Store) else home
+        kept = None if store is None else content
+        return cls(root, split, classes, shards, noise, source, files, fingerprint, folders, cache, store, kept)
 
     def problems(self) -> list[str]:
         """Return what is wrong at a glance: a missing file, another length, another number of rows. Hashes nothing."""
         found = []
-        expected = {name: file.bytes for name, file in self.files.items()}
-        expected |= {shard.name: shard.bytes for shard in self.shards}
-        if self.store is not None:
-            expected = {}  # what comes from there is compared on arrival
-            for name in self.files:
-                self.file_path(name)
-        for name, length in expected.items():
-            file = self.root / name
+        # What is fetched is compared on arrival.
+        expected = {name: (self.file_path(name), file.bytes) for name, file in self.files.items()}
+        for shard in self.shards:
+            if isinstance(folder := self.folders[shard.place], Path):
+                expected[shard.file] = folder / shard.name, shard.bytes
+        for name, (file, length) in expected.items():
             actual = file.stat().st_size if file.is_file() else None
             if actual is None:
                 found.append(f"{name} is missing")
@@ -235,12 +218,20 @@ class Manifest:
             return self.root / name
         return self.store.local(name, self.files[name].bytes, self.files[name].sha256)
 
+    def store_of(self, index: int) -> Store | None:
+        """Return where shard `index` is fetched from; None where it is opened as it lies."""
+        folder = self.folders[self.shards[index].place]
+        return folder if isinstance(folder, Store) else None
+
+    @property
+    def fetches(self) -> bool:
+        """Whether any shard is fetched."""
+        return any(isinstance(folder, Store) for folder in self.folders.values())
+
     def shard_path(self, index: int) -> Path:
         """Return where shard `index` lies, fetched if need be."""
         shard = self.shards[index]
-        if self.store is None:
-            return self.root / shard.name
-        return self.store.local(shard.name, shard.bytes, shard.sha256)
+        return shard.path(self.folders[shard.place])
 
     def open_shard(self, index: int, release: Callable[[], bool] | None = None) -> int:
         """Return a descriptor of shard `index`, fetched if need be; it may be closed at any time.
@@ -253,9 +244,7 @@ class Manifest:
             OwnError: the shard is missing, is not as long as the manifest says, or cannot be fetched.
         """
         shard = self.shards[index]
-        if self.store is not None:
-            return self.store.open(shard.name, shard.bytes, shard.sha256, release=release)
-        return open_plain(self.root / shard.name, shard.bytes)
+        return shard.open(self.folders[shard.place], release)
 
     def key(self, sample: int) -> str:
         """Return the original relative path of a sample; raises IndexError outside 0 .. N - 1."""
@@ -276,12 +265,16 @@ class Manifest:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.store is not None:
-            return Manifest._decode, (self.root, self.content, self.store)
-        return _reopen, (self.root, self.fingerprint)
+            return Manifest._decode, (self.store, self.content, self.cache)
+        return _reopen, (self.root, self.fingerprint, self.cache)
 
 
-def _reopen(root: Path, fingerprint: str) -> Manifest:
-    manifest = Manifest.read(root)
+def _reopen(root: Path, fingerprint: str, cache: Cache) -> Manifest:
+    file = root / MANIFEST
+    try:
+        manifest = Manifest._decode(root, file.read_bytes(), cache)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); mend this") from None
     if manifest.fingerprint != fingerprint:
         raise InputError(f"{root}: its manifest changed while it was in use")
     return manifest

@@ -56,7 +56,7 @@ def publish(
         "noise": noise,
         "source": source,
         "table": {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()},
-        "shards": [vars(shard) for shard in shards],
+        "shards": [shard.document() for shard in shards],
     }
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     destination.write(MANIFEST, text.encode())

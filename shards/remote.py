@@ -27,8 +27,11 @@ class TooLong(Failed):
     """Much more arrives than there should be."""
 
 
-class NoRoom(Exception):
+class NoRoom(OSError):
     """The copy does not fit where it is written."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class NotThere(Refused):
@@ -60,7 +63,7 @@ def calling(stall: float) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise NoRoom(error.strerror) from None
+            raise NoRoom(error.errno, error.strerror) from None
         raise _judged(error, stall) from None
     except Exception as error:  # every file system has its own
         raise _judged(error, stall) from None

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from shards.errors import InputError
-from shards.image import FORMATS, MAX_PIXELS, untrusted
+from shards.image import FORMATS, MAX_PIXELS, rgb, untrusted
 from shards.localfolder import replace
-from shards.manifest import Manifest
+from shards.manifest import SAMPLES, Manifest
 
 MOST = 1000  # pictures
 COLUMNS = 8
@@ -107,7 +107,7 @@ def thumbnail(data: bytes, side: int) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many to decode")
             image.draft(None, (2 * side, 2 * side))  # a JPEG can be decoded at 1/2, 1/4 or 1/8
-            picture = image.convert("RGB")
+            picture = rgb(image)
     except Exception as error:  # Pillow's parsers let through whatever they stumble on
         raise ValueError(f"cannot be decoded: {error}") from None
     if max(picture.size) > side:
@@ -135,11 +135,14 @@ def _check(path: Path) -> None:
 
 def _read(manifest: Manifest, sample: int) -> bytes:
     row = manifest.table[sample]
-    path = manifest.shard_path(int(row["shard"]))
+    shard, start, size = int(row["shard"]), int(row["offset"]), int(row["size"])
+    if shard >= len(manifest.shards) or start + size > manifest.shards[shard].bytes:
+        raise InputError(f"{manifest.place}/{SAMPLES} leads sample {sample:,} out of its shard; see `alasca verify`")
+    path = manifest.shard_path(shard)
     try:
         with open(path, "rb") as file:
-            file.seek(int(row["offset"]))
-            return file.read(int(row["size"]))
+            file.seek(start)
+            return file.read(size)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); copy it again") from None
 

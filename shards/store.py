@@ -1,19 +1,22 @@
 """The files of a dataset that lies elsewhere: fetched whole, verified on arrival, kept in the cache."""
 
+import errno
 import hashlib
 import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 from shards import cache as files
 from shards.cache import Cache
 from shards.errors import InputError, OwnError
-from shards.remote import Failed, NoRoom, NotThere, Refused, TooLong, copy
+from shards.remote import Failed, NotThere, Refused, TooLong, copy
 from shards.url import LOCAL, check, folder_name, is_url, join, redact
 
 _WRONG_TRIES = 4  # of a file that arrives, but is another one
@@ -21,6 +24,19 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between tries; doubles
 _LONGEST_STALL = 30.0  # seconds without a byte
 _POLL = 0.05  # seconds between looks at what another process fetches
 _LARGEST_MANIFEST = 1 << 30
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ENTRY = "manifest.json"  # what makes a folder a dataset
+
+
+class DifferenceError(OwnError):
+    """A file is not there, or another one is; `reason` says which."""
+
+    def __init__(self, message: str, reason: str = "") -> None:  # a data worker's comes again as its message alone
+        super().__init__(message, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -86,7 +102,8 @@ class Store:
                 if descriptor is None:
                     if not self.cache.make_room(length, release) and ahead:
                         raise OwnError(f"the cache {self.cache.root} has no room yet for {self.name}/{name}")
-                    self._fetch(name, files.part_of(path), part, length, sha256, once=ahead)
+                    free = None if ahead else partial(self.cache.free, length, release)
+                    self._fetch(name, files.part_of(path), part, length, sha256, free, once=ahead)
                     files.finish(part, path, path)
                     descriptor = files.hold(path, length)
             finally:
@@ -95,7 +112,13 @@ class Store:
                 return descriptor
 
     def anew(self, name: str) -> bytes:
-        """Fetch the content of the one file whose digest nobody knows.
+        """Fetch the content of the one file of a dataset whose digest nobody knows; raises OwnError as `passing`."""
+        with self.passing(name, _LARGEST_MANIFEST) as path:
+            return path.read_bytes()
+
+    @contextmanager
+    def passing(self, name: str, limit: int) -> Iterator[Path]:
+        """Fetch a file of at most `limit` bytes of which nobody knows the digest; it is there within the block alone.
 
         Raises:
             OwnError: it cannot be had in time.
@@ -104,13 +127,25 @@ class Store:
         while (part := files.claim(path)) is None:
             pass  # the name is ours alone, but another process may be sweeping
         try:
-            self._fetch(name, files.part_of(path), part, _LARGEST_MANIFEST, None)
-            return os.pread(part, os.fstat(part).st_size, 0)
+            self._fetch(name, files.part_of(path), part, limit, None)
+            yield files.part_of(path)
         finally:
             files.abandon(part, path)
 
-    def _fetch(self, name: str, path: Path, part: int, length: int, sha256: str | None, once: bool = False) -> None:
-        """Fill `path`, which is open as `part`, with the right content and put it on the disk."""
+    def _fetch(
+        self,
+        name: str,
+        path: Path,
+        part: int,
+        length: int,
+        sha256: str | None,
+        free: Callable[[], bool] | None = None,
+        once: bool = False,
+    ) -> None:
+        """Fill `path`, which is open as `part`, with the right content and put it on the disk.
+
+        Where the disk is full, `free` is asked, once, to remove something from it.
+        """
         url, began, wait, wrong, tries = join(self.url, name), time.monotonic(), _FIRST_WAIT, 0, 0
         stall = min(_LONGEST_STALL, self.cache.seconds / 5)
         while True:
@@ -118,7 +153,7 @@ class Store:
             left = began + self.cache.seconds - time.monotonic()
             try:
                 # A longer file is let in, so that its digest can be told; only its excess is not.
-                copy(url, path, 2 * length + 2**20, max(1.0, left), stall)
+                copy(url, path, 2 * length + 2**20 if sha256 else length, max(1.0, left), stall)
                 os.fsync(part)
                 reason = _difference(part, path, length, sha256)
                 if reason is None:
@@ -129,13 +164,18 @@ class Store:
             except Failed as error:
                 reason = str(error)
             except NotThere as error:
-                raise OwnError(f"{redact(url)}: {error}; see to the address, or copy the folder there again") from None
+                raise DifferenceError(
+                    f"{redact(url)}: {error}; see to the address, or copy the folder there again", "it is missing"
+                ) from None
             except Refused as error:
                 raise OwnError(f"{redact(url)}: {error}") from None
-            except (NoRoom, OSError) as error:
+            except OSError as error:  # among them NoRoom
+                if error.errno in _FULL and free is not None and free():
+                    free = None
+                    continue
                 raise OwnError(
-                    f"the cache {self.cache.root} has no room for {redact(url)} ({error}): free some, lower"
-                    " data.cache_gb, or set data.cache to another disk"
+                    f"the cache {self.cache.root} has no room for {redact(url)} ({error.strerror}): free some, lower"
+                    " data.cache_gb, or set data.cache (outside a run XDG_CACHE_HOME) to another disk"
                 ) from None
             spent = time.monotonic() - began
             if once or wrong == _WRONG_TRIES or spent + wait > self.cache.seconds:
@@ -143,7 +183,8 @@ class Store:
                 if wrong == _WRONG_TRIES:
                     mend = "copy the shards there again"
                 times = f"{tries} tries in {spent:.0f} s" if tries > 1 else "one try"
-                raise OwnError(f"{redact(url)}: {reason}; gave up after {times}: {mend}")
+                message = f"{redact(url)}: {reason}; gave up after {times}: {mend}"
+                raise DifferenceError(message, reason) if wrong == _WRONG_TRIES else OwnError(message)
             if tries == 1:
                 left = self.cache.seconds - spent
                 print(f"alasca: {redact(url)}: {reason}; trying again for {left:.0f} s", file=sys.stderr, flush=True)
@@ -176,9 +217,10 @@ def find(place: str | Path, cache: Cache) -> Store | Path:
     if is_url(place) and check(place) in LOCAL:
         place = place.partition("://")[2]
     if not is_url(place):
-        if cache.folder is None:
-            return Path(place)
-        place = "file://" + str(Path(place).absolute())
+        folder = Path(place.removesuffix(f"/{_ENTRY}"))
+        if cache.folder is None or not (folder / _ENTRY).is_file():
+            return Path(place)  # `Manifest` words best what is wrong with it
+        place = "file://" + str(folder.absolute())
     store = Store(place, cache)
     try:
         store.folder.mkdir(parents=True, exist_ok=True)

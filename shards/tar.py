@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 BLOCK = 512
+LEAD = 2 * BLOCK  # bytes before an image in a shard of ours that tell whose it is: see `precedes`
 REGULAR = (b"0", b"\0")
 
 
@@ -29,6 +30,16 @@ def open_writer(file: IO[bytes]) -> Any:
     from webdataset.writer import TarWriter  # imports torch where it can: 3 s and 300 MB
 
     return TarWriter(file, encoder=False, compress=False, mtime=0, user="alasca", group="alasca", mode=0o444)
+
+
+def precedes(blocks: bytes, sample: int, size: int, label: int) -> bool:
+    """Whether the LEAD bytes before an image are those of a shard of ours: the sample's label, and the image's header.
+
+    Of the header it looks at name and size.
+    """
+    written, header = blocks[:BLOCK].rstrip(b"\0"), blocks[BLOCK:]
+    named = header.startswith(f"{stem(sample)}.".encode()) and header[124:135] == b"%011o" % size
+    return named and written == str(label).encode()
 
 
 def index_tar(file: IO[bytes]) -> Iterator[Member]:

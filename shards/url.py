@@ -57,6 +57,27 @@ def join(url: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}{mark}{query}"
 
 
+def ascend(url: str, place: str) -> str:
+    """Return the URL of the folder that `place` names as seen from the folder `url`, as in `../tars`.
+
+    Raises InputError where it leads out of the host or bucket.
+    """
+    plain, mark, query = url.partition("?") if url.lower().startswith("http") else (url, "", "")
+    scheme, _, rest = plain.partition("://")
+    host, _, folder = rest.partition("/")
+    if place.startswith("/"):
+        raise InputError(f"the place {place} of a shard is no folder of {redact(url)}")
+    steps = [step for step in folder.split("/") if step]
+    for step in place.split("/"):
+        if step == "..":
+            if not steps:
+                raise InputError(f"the place {place} of a shard leads out of {redact(url)}")
+            steps.pop()
+        elif step not in ("", "."):
+            steps.append(step)
+    return f"{scheme}://{host}/{'/'.join(steps)}{mark}{query}"
+
+
 def redact(text: str) -> str:
     """Return a URL, or a text with URLs in it, without user names, passwords and queries."""
     text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)

@@ -88,7 +88,7 @@ def run(block: Block, folder: Path) -> None:
         return
     for line in block.text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
-        if words[:1] == ["alasca"] and words[1] in ("shard", "verify", "inspect"):
+        if words[:1] == ["alasca"] and words[1] in ("shard", "index", "verify", "inspect"):
             words += ["--workers", "1"] if words[1] == "shard" else []
             assert main(words[1:]) == 0, f"{block.page}: {line}"
         elif words:

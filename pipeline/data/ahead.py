@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipeline.data.plan import Plan
+from pipeline.data.plan import Need, Plan
 from shards.cache import mark
 from shards.errors import OwnError
 from shards.manifest import Manifest
@@ -29,8 +29,8 @@ class Ahead:
     """Walks the plan from a step on, as far ahead of `reached` as the cache has room, in threads of its own.
 
     It can neither fail nor delay a run: what does not arrive is left to the data worker that needs it, which fetches it
-    itself, with all its retries. It also tells the cache when each shard will be needed again. For a local folder it
-    does nothing.
+    itself, with all its retries. It also tells the cache when each shard will be needed again. Shards that are opened
+    as they lie are none of its business.
 
     Args:
         manifest: the dataset.
@@ -47,33 +47,33 @@ class Ahead:
         self._turn, self._closed = threading.Lock(), threading.Event()
         self._window: list[_Visit] = []  # fetched, or being fetched, and not read yet
         self._next_epoch: tuple[int, dict[int, int]] = (-1, {})
+        self._stores = [manifest.store_of(shard) for shard in range(len(manifest.shards))]
         self._bytes = [shard.bytes for shard in manifest.shards]
-        self._room, self._share = 0, share
-        if manifest.store is None:
+        tables = 0 if manifest.store is None else sum(file.bytes for file in manifest.files.values())
+        self._room, self._share = (manifest.cache.bytes - tables) // share, share
+        if not manifest.fetches:
             return
-        self._room = (manifest.store.cache.bytes - sum(file.bytes for file in manifest.files.values())) // share
         self._visits = (visit for visit in self._in_order(start // plan.steps_per_epoch) if visit.last >= start)
-        if self._room >= max(self._bytes):
+        if self._room >= max(size for size, store in zip(self._bytes, self._stores, strict=True) if store):
             for _ in range(_THREADS):
                 threading.Thread(target=self._work, daemon=True).start()
 
     def warning(self) -> str | None:
         """One line where the cache is smaller than what the ranks of this node read at once, else None."""
-        store, plan = self._manifest.store, self._plan
-        if store is None:
+        if not self._manifest.fetches:
             return None
         at_once = 0
         for lane in self._lanes:
             blocks: dict[int, int] = {}
-            for need in plan.needs(0, lane):
+            for need in self._needs(0, lane):
                 blocks[need.first] = blocks.get(need.first, 0) + self._bytes[need.shard]
-            at_once += max(blocks.values())
+            at_once += max(blocks.values(), default=0)
         if at_once <= self._room:
             return None
+        given, needed = self._manifest.cache.bytes / 1e9, at_once * self._share / 1e9
         return (
-            f"data.cache_gb = {store.cache.bytes / 1e9:.3g} is too little for the {at_once * self._share / 1e9:.3g} GB"
-            " of shards that this node reads at once: they will be fetched again and again; raise it, or lower"
-            " data.shuffle_shards"
+            f"data.cache_gb = {given:.3g} is too little for the {needed:.3g} GB of shards that this node reads at once:"
+            " they will be fetched again and again; raise it, or lower data.shuffle_shards"
         )
 
     def reached(self, step: int) -> None:
@@ -84,6 +84,9 @@ class Ahead:
         """Begin nothing more; what is on its way is left to end alone."""
         self._closed.set()
 
+    def _needs(self, epoch: int, lane: int) -> list[Need]:
+        return [need for need in self._plan.needs(epoch, lane) if self._stores[need.shard] is not None]
+
     def _in_order(self, epoch: int) -> Iterator[_Visit]:
         while epoch * self._plan.steps_per_epoch < self._stop:
             yield from self._epoch(epoch)
@@ -92,7 +95,7 @@ class Ahead:
     def _epoch(self, epoch: int) -> list[_Visit]:
         """What this rank reads in an epoch, in the order of need."""
         base = epoch * self._plan.steps_per_epoch
-        needs = (need for lane in self._lanes for need in self._plan.needs(epoch, lane))
+        needs = (need for lane in self._lanes for need in self._needs(epoch, lane))
         visits = [_Visit(base + need.first, base + need.last, need.shard) for need in needs]
         return sorted((visit for visit in visits if visit.first < self._stop), key=lambda visit: visit.first)
 
@@ -116,7 +119,7 @@ class Ahead:
             return None
 
     def _fetch(self, visit: _Visit) -> bool:
-        shard, store = self._manifest.shards[visit.shard], self._manifest.store
+        shard, store = self._manifest.shards[visit.shard], self._stores[visit.shard]
         assert store is not None
         try:
             os.close(store.open(shard.name, shard.bytes, shard.sha256, ahead=True))
@@ -128,10 +131,9 @@ class Ahead:
     def _forget_what_is_read(self) -> None:
         read = [visit for visit in self._window if visit.last < self._step]
         self._window = [visit for visit in self._window if visit.last >= self._step]
-        store = self._manifest.store
         for visit in read:
+            shard, store, step = self._manifest.shards[visit.shard], self._stores[visit.shard], self._again(visit)
             assert store is not None
-            shard, step = self._manifest.shards[visit.shard], self._again(visit)
             wait = _NEVER if step is None else self._seconds(step)
             mark(store.path(shard.name, shard.sha256), time.time() + wait)
 

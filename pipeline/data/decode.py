@@ -7,7 +7,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from shards.image import FORMATS
+from shards.image import FORMATS, rgb
 
 Pixels = NDArray[np.uint8]
 
@@ -48,7 +48,7 @@ def _decode_with_pillow(data: bytes, max_pixels: int) -> Pixels:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels)
-            return np.asarray(image.convert("RGB"))
+            return np.array(rgb(image))  # a copy of its own: torch wants to be able to write
     except UnidentifiedImageError:
         raise UndecodableImageError(f"not a {'/'.join(FORMATS)} image ({len(data)} bytes)") from None
     # Pillow's decoders raise all of these on damaged files.

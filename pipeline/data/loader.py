@@ -5,12 +5,14 @@ import dataclasses
 import math
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext
 from typing import Any, Self
 
 import cv2
@@ -20,49 +22,18 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.augment import Augment, eval_view, sample_rng, train_view
+from pipeline.data.batch import Bad, Batch
 from pipeline.data.decode import Pixels, UndecodableImageError, decode
+from pipeline.data.frames import AHEAD, Arrivals, Frames
 from pipeline.data.plan import Ids, Plan
 from pipeline.data.reader import ShardReader
 from shards.manifest import Manifest
 
 Labels = NDArray[np.int32]
 
+_LEFT_TO_THE_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 _IN_ORDER = 2  # shards at once, where samples are read as they lie: a batch may begin in one and end in the next
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A sample that could not be decoded, and why."""
-
-    sample_id: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch.
-
-    A sample that did not decode keeps its slot with `valid` False and the pixels of its neighbour, so that BatchNorm
-    sees real data and every other sample stays where it was.
-    """
-
-    images: torch.Tensor  # uint8 [B, H, W, 3]
-    labels: torch.Tensor  # int64 [B]
-    positions: torch.Tensor  # int64 [B], places in the sorted active ids
-    valid: torch.Tensor  # bool [B]
-    bad: tuple[Bad, ...] = ()
-
-    def _map(self, move: Any) -> "Batch":
-        tensors = {f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "bad"}
-        return Batch(**tensors, bad=self.bad)
-
-    def pin_memory(self) -> "Batch":
-        """The same in page-locked memory; DataLoader calls this."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same on a device, without waiting for the copy."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 class TrainBatches(Dataset[Batch]):
@@ -83,7 +54,18 @@ class TrainBatches(Dataset[Batch]):
         """`lanes` is how many of them one process will be asked for (by default all)."""
         self._labels, self._plan = labels, plan
         self._crop, self._augment, self._flip, self._max_pixels = crop, augment, flip, max_pixels
+        self._manifest, self._frames = manifest, Frames()
         self._reader = ShardReader(manifest, (lanes or plan.lanes) * plan.shuffle_shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The dataset's own labels are mapped anew in the worker; sent there, they would be copied for each.
+        mapped = np.may_share_memory(self._labels, self._manifest.table)
+        return self.__dict__ | ({"_labels": None} if mapped else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._labels is None:
+            self._labels = self._manifest.labels
 
     def __getitem__(self, key: tuple[int, int, int]) -> Batch:
         epoch, step, lane = key
@@ -94,8 +76,9 @@ class TrainBatches(Dataset[Batch]):
                 image, self._crop, self._augment, self._flip, sample_rng(self._plan.seed, epoch, sample_id)
             )
 
-        pixels, bad = _read(self._reader, ids, self._crop, self._max_pixels, view)
-        return _batch(self._labels, ids, self._plan.positions(ids), pixels, bad)
+        images = self._frames.take(len(ids), self._crop, self._crop, 3)
+        bad = _read(self._reader, ids, images.numpy(), self._max_pixels, view)
+        return _batch(self._labels, ids, self._plan.positions(ids), images, bad)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +97,7 @@ class EvalBatches(Dataset[Batch]):
     ) -> None:
         self._part = part or Part(np.arange(manifest.num_samples, dtype=np.int64), manifest.labels)
         self._crop, self._augment, self._max_pixels = crop, augment, max_pixels
-        self._reader = ShardReader(manifest, _IN_ORDER)
+        self._reader, self._frames = ShardReader(manifest, _IN_ORDER), Frames()
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         ids = self._part.ids[slice(*key)]
@@ -122,8 +105,9 @@ class EvalBatches(Dataset[Batch]):
         def view(image: Pixels, sample_id: int) -> Pixels:
             return eval_view(image, self._crop, self._augment)
 
-        pixels, bad = _read(self._reader, ids, self._crop, self._max_pixels, view)
-        return _batch(self._part.labels, ids, ids, pixels, bad)
+        images = self._frames.take(len(ids), self._crop, self._crop, 3)
+        bad = _read(self._reader, ids, images.numpy(), self._max_pixels, view)
+        return _batch(self._part.labels, ids, ids, images, bad)
 
 
 def train_keys(plan: Plan, lanes: range, start_step: int, stop_step: int) -> Iterator[tuple[int, int, int]]:
@@ -155,9 +139,10 @@ class Feed:
     send them at exit before waiting for them, for ever.
     """
 
-    def __init__(self, dataset: Dataset[Batch], keys: Iterable[Any], workers: int, pin: bool) -> None:
+    def __init__(self, dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool) -> None:
         known = set(multiprocessing.active_children())
-        self._batches = iter(
+        self._arrivals = Arrivals(workers) if workers and not pin else None  # pinning copies, too
+        self._loader = iter(
             DataLoader(
                 dataset,
                 batch_size=None,
@@ -166,12 +151,13 @@ class Feed:
                 collate_fn=_as_it_is,
                 pin_memory=pin,
                 worker_init_fn=_quiet_worker,
-                prefetch_factor=4 if workers else None,
-                multiprocessing_context=_fork_server() if workers else None,
+                prefetch_factor=AHEAD if workers else None,
+                multiprocessing_context=fork_server() if workers else None,
                 # Its own generator: otherwise every iterator would draw from torch's global random numbers.
                 generator=torch.Generator(),
             )
         )
+        self._prepared: Batch | None = None
         self._workers = set(multiprocessing.active_children()) - known
         # For the caller that never comes to close: exit handlers run last in, first out, so before multiprocessing's.
         atexit.register(self.close)
@@ -180,24 +166,40 @@ class Feed:
         return self
 
     def __next__(self) -> Batch:
-        batch: Batch = next(self._batches)
+        batch = next(self._loader) if self._prepared is None else self._prepared
+        self._prepared = None
+        if self._arrivals is not None and isinstance(batch, Batch):
+            return dataclasses.replace(batch, images=self._arrivals.copy(batch.images))
         return batch
+
+    def prepare(self) -> None:
+        """Wait for the first batch, which stays the next one."""
+        self._prepared = next(self._loader)
 
     def close(self) -> None:
         """End the workers; a second call does nothing."""
         atexit.unregister(self.close)
         if self._workers:
             # torch's own way first: it forgets the workers, so that their end is not taken for a crash.
-            self._batches._shutdown_workers()  # type: ignore[attr-defined]
+            self._loader._shutdown_workers()  # type: ignore[attr-defined]
         for worker in self._workers:
             worker.kill()
             worker.join()
         self._workers = set()
 
 
-def _fork_server() -> BaseContext:
+def fork_server() -> ForkServerContext:
+    """What starts the workers: a process without threads, which has this module and all that it needs loaded."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # once, instead of in every worker
+    # What is blocked here stays so in the server and below it: launchers end a run by a signal to all of its processes,
+    # and without the server its workers would count as crashed, before the run has saved.
+    multiprocessing.resource_tracker.ensure_running()  # it would unblock them on the way
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_RUN)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -218,7 +220,7 @@ def _as_it_is(item: Any) -> Any:
 def _quiet_worker(_: int) -> None:
     """A worker works alone on its core and leaves signals to the process that owns it."""
     cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _LEFT_TO_THE_RUN:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_run, daemon=True).start()
 
@@ -231,11 +233,8 @@ def _end_with_the_run() -> None:
         os._exit(1)
 
 
-def _read(
-    reader: ShardReader, ids: Ids, crop: int, max_pixels: int, view: Any
-) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], tuple[Bad, ...]]:
-    """Views of the ids, uint8 [B, crop, crop, 3]; a bad image's place holds the previous good one (else the next)."""
-    pixels = np.zeros((len(ids), crop, crop, 3), dtype=np.uint8)
+def _read(reader: ShardReader, ids: Ids, pixels: Pixels, max_pixels: int, view: Any) -> tuple[Bad, ...]:
+    """Fill `pixels` [B, crop, crop, 3] with views of the ids; a bad image's place gets the previous good (or next)."""
     bad: dict[int, Bad] = {}
     for slot, sample_id in enumerate(ids.tolist()):
         try:
@@ -244,15 +243,14 @@ def _read(
             bad[slot] = Bad(sample_id, str(error))
     good = [slot for slot in range(len(ids)) if slot not in bad]
     for slot in bad:
-        if good:
-            pixels[slot] = pixels[max((g for g in good if g < slot), default=good[0])]
-    return pixels, tuple(bad.values())
+        pixels[slot] = pixels[max((g for g in good if g < slot), default=good[0])] if good else 0
+    return tuple(bad.values())
 
 
-def _batch(given: Labels, ids: Ids, positions: Ids, pixels: np.ndarray[Any, Any], bad: tuple[Bad, ...]) -> Batch:
+def _batch(given: Labels, ids: Ids, positions: Ids, images: torch.Tensor, bad: tuple[Bad, ...]) -> Batch:
     bad_ids = {b.sample_id for b in bad}
     return Batch(
-        images=torch.from_numpy(pixels),
+        images=images,
         labels=torch.from_numpy(given[ids].astype(np.int64)),
         positions=torch.from_numpy(np.array(positions, dtype=np.int64)),
         valid=torch.tensor([i not in bad_ids for i in ids.tolist()]),

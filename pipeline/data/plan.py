@@ -117,10 +117,19 @@ class Plan:
         assert epoch >= 0 and 0 <= step < self.steps_per_epoch and 0 <= lane < self.lanes, (epoch, step, lane)
         block_ends = self._lane_epoch(epoch, lane)[2]
         start, stop = step * self.micro_batch, (step + 1) * self.micro_batch
-        first, last = (int(b) for b in np.searchsorted(block_ends, [start, stop - 1], side="right"))
+        first, last = int(block_ends.searchsorted(start, "right")), int(block_ends.searchsorted(stop - 1, "right"))
         begin = int(block_ends[first - 1]) if first else 0
-        positions = np.concatenate([self._block(epoch, lane, block) for block in range(first, last + 1)])
-        return self.ids(positions[start - begin : stop - begin])
+        blocks = [self._block(epoch, lane, block) for block in range(first, last + 1)]
+        positions = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return self.ids(positions[start - begin : stop - begin].copy())
+
+    def lane_order(self, epoch: int, lane: int) -> Ids:
+        """Ids [steps_per_epoch * m] of an epoch of a lane, int64, in order: its micro-batches one after the other."""
+        assert epoch >= 0 and 0 <= lane < self.lanes, (epoch, lane)
+        blocks = range(len(self._lane_epoch(epoch, lane)[2]))
+        # Not through the cache, which the blocks of a whole epoch would only sweep clean.
+        positions = np.concatenate([self._shuffle_block(epoch, lane, block) for block in blocks])
+        return self.ids(positions[: self.steps_per_epoch * self.micro_batch])
 
     def batch(self, epoch: int, step: int) -> Ids:
         """Ids [L * m] of one step, lane after lane."""
@@ -230,7 +239,16 @@ class Plan:
         Sorting raw Philox words, because numpy promises the raw stream of a bit generator for good, but lets
         `Generator.permutation` change between releases: an upgrade must not change the order of a run.
         """
-        return np.argsort(self._words(length, *key), kind="stable")
+        words = self._words(length, *key)
+        # A quarter of the time of a stable argsort: the places take the words' lowest bits, and plain numbers are
+        # sorted. That is the same order unless two words agree in all the others, which is then seen.
+        bits = np.uint64(max(0, length - 1).bit_length())
+        places = words >> bits << bits | np.arange(length, dtype=np.uint64)
+        places.sort()
+        upper = places >> bits
+        if (upper[1:] == upper[:-1]).any():
+            return np.argsort(words, kind="stable")
+        return (places & ((np.uint64(1) << bits) - np.uint64(1))).view(np.int64)
 
     def _words(self, length: int, *key: int) -> NDArray[np.uint64]:
         return np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=(_STREAM, *key))).random_raw(length)

@@ -1,11 +1,13 @@
-"""Sample id -> the image's bytes, read at its place in the shard."""
+"""Sample id -> the image's bytes, read at its place in the shard, where the tar itself must agree on whose they are."""
 
 import os
 import resource
 from collections import OrderedDict
 from typing import Any
 
-from shards.manifest import Manifest
+from shards.errors import OwnError
+from shards.manifest import INDEX, SAMPLES, Manifest
+from shards.tar import LEAD, precedes
 
 # A rank reads from (its lanes x data.shuffle_shards) shards at once. Half of what the system allows a process.
 _OPEN_SHARDS = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
@@ -20,7 +22,9 @@ class ShardReader:
         Of a cache, no more are kept open: it cannot remove a shard that is.
         """
         self._manifest = manifest
-        self._most = _OPEN_SHARDS if manifest.store is None else max(1, min(at_once, _OPEN_SHARDS))
+        # In tars that somebody else wrote, names say nothing about the order.
+        self._named = manifest.source.get("reader") != INDEX
+        self._most = max(1, min(at_once, _OPEN_SHARDS)) if manifest.fetches else _OPEN_SHARDS
         self._descriptors: OrderedDict[int, int] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -30,13 +34,31 @@ class ShardReader:
         """Bytes of one image, as they were sharded.
 
         Raises:
-            OwnError: the shard is missing, not as long as the manifest says, or cannot be fetched.
+            OwnError: the shard is missing, not as long as the manifest says, or cannot be fetched or read; or another
+                sample, or one of another label, lies there.
         """
         row = self._manifest.table[sample_id]
-        size = int(row["size"])
-        data = os.pread(self._open(int(row["shard"])), size, int(row["offset"]))
-        assert len(data) == size, f"short read of sample {sample_id}: {len(data)} of {size} bytes"
-        return data
+        shard, size, start = int(row["shard"]), int(row["size"]), int(row["offset"])
+        if shard >= len(self._manifest.shards) or start + size > self._manifest.shards[shard].bytes:
+            raise self._damaged(SAMPLES, f"leads sample {sample_id:,} out of its shard")
+        lead = LEAD if self._named and start >= LEAD else 0
+        try:
+            data = os.pread(self._open(shard), lead + size, start - lead)
+        except OSError as error:
+            raise self._damaged(self._manifest.shards[shard].name, f"cannot be read ({error.strerror})") from None
+        if len(data) != lead + size:
+            raise self._damaged(self._manifest.shards[shard].name, "was cut short while it was in use")
+        if lead and not precedes(data[:lead], sample_id, size, int(row["label"])):
+            problem = f"does not hold sample {sample_id:,} as {SAMPLES} says: damaged, or another file"
+            raise self._damaged(self._manifest.shards[shard].name, problem)
+        return data[lead:]
+
+    def _damaged(self, file: str, problem: str) -> OwnError:
+        store = self._manifest.store
+        mend = "see `alasca verify`, and copy the folder again"
+        if store is not None:
+            mend = f"remove {store.folder}, and it will be fetched again"
+        return OwnError(f"{self._manifest.place}/{file} {problem}; {mend}")
 
     def _open(self, shard: int) -> int:
         if shard in self._descriptors:

@@ -127,7 +127,7 @@ def _label(text: str, names: dict[str, int], where: str) -> int:
         return -1
     if _number(text, len(names)):
         return int(text)
-    raise InputError(f"{where}: '{text}' is no class, no number below {len(names)}, and not '{DROP}'")
+    raise InputError(f"{where}: '{text[:40]}' is no class, no number below {len(names)}, and not '{DROP}'")
 
 
 def _ids(manifest: Manifest, words: list[str], by: str, where: str) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ class SampleBank:
 
     Positions are those of `Plan.home(rank, world)`: places in the sorted active ids. A sample never leaves its rank, so
     the bank needs no communication. Rows start at zero and are stored in `dtype` on `device`; a bank on the CPU under
-    a net on a GPU costs one synchronisation per update.
+    a net on a GPU costs one synchronisation per update and per `settle`.
     """
 
     def __init__(
@@ -26,6 +26,7 @@ class SampleBank:
         self.start = start
         self.stop = stop
         self.rows = torch.zeros(stop - start, width, dtype=dtype, device=device)
+        self._unsettled: list[tuple[torch.Tensor, torch.Tensor]] = []  # of this step: indices, and the rows before it
 
     @torch.no_grad()
     def update(
@@ -34,7 +35,7 @@ class SampleBank:
         """Set row = momentum * row + (1 - momentum) * value, then return the rows as stored.
 
         Args:
-            positions: [B] int64, distinct, in [start, stop).
+            positions: [B] int64, in [start, stop), distinct over all updates until `settle`.
             values: [B, width], any float dtype; detached here.
             momentum: in [0, 1); 0 keeps the newest value alone.
             valid: [B] bool; rows of False stay untouched, whatever their values. None: all are valid.
@@ -55,7 +56,22 @@ class SampleBank:
             # A select, not a product: 0 * NaN of an undecodable sample would still be NaN.
             new = torch.where(valid.to(device).unsqueeze(1), new, old)
         self.rows.index_copy_(0, index, new)
+        self._unsettled.append((index, old))
         return new.float().to(values.device)
+
+    @torch.no_grad()
+    def settle(self, skipped: torch.Tensor) -> None:
+        """End a step: its updates stand, or its rows become what they were before it.
+
+        Args:
+            skipped: 0-dim bool on any device; True takes the updates back.
+        """
+        if not self._unsettled:
+            return
+        index, old = (torch.cat(parts) for parts in zip(*self._unsettled, strict=True))
+        self._unsettled = []
+        kept = torch.where(skipped.to(self.rows.device), old, self.rows.index_select(0, index))
+        self.rows.index_copy_(0, index, kept)
 
     def _check_range(self, positions: torch.Tensor) -> None:
         outside = positions[(positions < self.start) | (positions >= self.stop)]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from datetime import timedelta
@@ -52,7 +53,7 @@ class Tracker:
         except OSError as error:
             raise InputError(f"run.dir: cannot write the run to {self._folder}: {error.strerror}") from None
         (self._folder / SUMMARY).unlink(missing_ok=True)  # it speaks of a finished run
-        (self._folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        _write_config(self._folder / "config.toml", config)
         path = self._folder / METRICS
         _truncate(path, start_step)
         self._lines = Lines(path)
@@ -83,11 +84,12 @@ class Tracker:
         text = _line(kind, record)
         if self._bar is None:
             left = f"  {self._left(step)} left" if kind == "train" and step > self._start_step else ""
-            print(f"{self._name} {step}/{self._total_steps} {text}{left}", file=sys.stderr, flush=True)
+            _say(f"{self._name} {step}/{self._total_steps} {text}{left}")
         elif kind == "train":
             self._bar.set_postfix_str(text)
         else:
-            self._bar.write(f"{self._name} {text}", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                self._bar.write(f"{self._name} {text}", file=sys.stderr)
 
     def _left(self, step: int) -> timedelta:
         """Time to the end at the pace of this attempt, evaluation and saving included."""
@@ -109,13 +111,14 @@ class Tracker:
         self._wandb.finish(summary)
         self.close()
 
-    def pause(self, step: int) -> None:
-        """Close everything before the end of the run, and say how to go on."""
+    def pause(self, step: int, reason: str, command: str | None) -> None:
+        """Say why the run stops before its end and how to go on, and close everything."""
         if not self._leader:
             return
+        on = "--resume auto goes on" if command is None else f"to go on:\n  {command}"
+        _say(f"{self._name}: stopped at step {step} of {self._total_steps} ({reason}); {on}")
         self._wandb.finish({})
         self.close()
-        print(f"{self._name}: stopped at step {step} of {self._total_steps}; --resume auto goes on", file=sys.stderr)
 
     def close(self) -> None:
         """Let go of the file and the live line; the record so far stays."""
@@ -124,6 +127,12 @@ class Tracker:
                 print(f"alasca: WARNING: {lost:,} lines of {METRICS} are lost", file=sys.stderr)
             if self._bar is not None:
                 self._bar.close()
+
+
+def _say(text: str) -> None:
+    """A line for whoever watches. Nobody may: Ctrl-C also ends the `tee` that was to keep it."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -136,6 +145,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
     return records
+
+
+def _write_config(path: Path, config: Config) -> None:
+    """Write what a later attempt needs; where a URL in it holds a secret, for this user's eyes alone."""
+    tables = config.model_dump(mode="json")
+    path.unlink(missing_ok=True)
+    mode = 0o666 if public(tables) == tables else 0o600
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
+        file.write(config.to_toml())
 
 
 def _truncate(path: Path, start_step: int) -> None:
@@ -161,7 +179,6 @@ def _line(kind: str, record: dict[str, Any]) -> str:
         text = f"epoch {record['epoch']:.0f}  {record['set']}: main {record['main/top1']:.2%}{averaged}"
         points = record.get("vs_reference/main/top1")
         return text if points is None else f"{text}  (main {100 * points:+.2f} points to the reference)"
-    shown = {
-        k: f"{v:.4g}" if isinstance(v, float) else v for k, v in record.items() if k not in ("kind", "step", "time")
-    }
+    hidden = ("kind", "step", "time", "ids")  # ids may be thousands
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in record.items() if k not in hidden}
     return f"{kind}: " + "  ".join(f"{k} {v}" for k, v in shown.items())

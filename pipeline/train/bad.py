@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from pipeline.data.loader import Bad
+from pipeline.data.batch import Bad
 from pipeline.train import dist
 from shards.errors import InputError
 from shards.manifest import Manifest

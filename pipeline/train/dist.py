@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
 
 from shards.errors import OwnError
 
@@ -93,6 +93,11 @@ def _start_deepspeed(timeout_s: float) -> None:
     deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), auto_mpi_discovery=False, verbose=False)
     # Otherwise deepspeed makes a group of its own for the gradients, with a timeout of 30 minutes.
     groups._WORLD_GROUP = dist.group.WORLD
+
+
+def own_store() -> Store | None:
+    """A connection of the caller's own to what the processes share, so that no other waits for it; None if alone."""
+    return None if dist.get_world_size() == 1 else dist.distributed_c10d._get_default_store().clone()
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """One file per raw layout. A new layout is a new file with a function `read`, and its line here."""
 
+import argparse
 import functools
 import importlib
 from collections.abc import Callable
@@ -19,6 +20,16 @@ class Option:
     metavar: str | None = None
     choices: tuple[str, ...] | None = None
     default: str | None = None
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Let a command take it."""
+        parser.add_argument(
+            f"--{self.name.replace('_', '-')}",
+            help=self.help,
+            metavar=self.metavar,
+            choices=self.choices,
+            default=self.default,
+        )
 
 
 @dataclass(frozen=True)

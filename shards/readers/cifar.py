@@ -152,6 +152,7 @@ def _batch(file: Path, variant: Variant, classes: int) -> tuple[NDArray[np.uint8
         )
     if not all(type(label) is int and 0 <= label < classes for label in labels):
         wrong = next(label for label in labels if not (type(label) is int and 0 <= label < classes))
-        raise InputError(f"{file}: label {wrong!r:.40} is none of 0 to {classes - 1}; fetch {variant.name} again")
+        shown = "of thousands of digits" if isinstance(wrong, int) and wrong.bit_length() > 999 else f"{wrong!r:.40}"
+        raise InputError(f"{file}: label {shown} is none of 0 to {classes - 1}; fetch {variant.name} again")
     planes = pixels.reshape(-1, 3, SIDE, SIDE)  # a plane each of red, green and blue
     return planes.transpose(0, 2, 3, 1), np.array(labels, dtype=np.int64)

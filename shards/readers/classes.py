@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from shards.errors import InputError
 from shards.names import check_classes
 from shards.readers import lists
-from shards.readers.record import Record, first
+from shards.readers.record import first
 
-_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)  # 01 is a name: one number has one spelling
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*", re.ASCII)  # 01 is a name: one number has one spelling
 _MOST = 1_000_000  # classes that integers may imply: labels beyond are ids of something else
 
 
@@ -45,7 +46,8 @@ def resolve(places: Mapping[str, str], file: Path | None) -> tuple[tuple[str, ..
     the names, or, where no name is a number, its number counted from 0. Without it the labels themselves do: where all
     are integers, the classes are "0" to the largest, else the distinct labels, sorted.
 
-    Raises InputError for a label that is no class.
+    Raises InputError for a label that is no class, and, where without a file all are numbers and some are integers, for
+    one that is negative, far beyond any count of classes, or of another kind (1.5, nan, True).
     """
     names = named(file) if file is not None else _implied(places)
     ids = {name: label for label, name in enumerate(names)}
@@ -54,26 +56,38 @@ def resolve(places: Mapping[str, str], file: Path | None) -> tuple[tuple[str, ..
     for text, place in places.items():
         if text not in ids:
             raise InputError(
-                f"{place}: label {text!r} is none of the {len(names):,} classes of {file}; mend it, or name it there"
+                f"{place}: label {text!r:.40} is none of the {len(names):,} classes of {file}; mend it, or name it "
+                "there"
             )
     return names, ids
 
 
 def _implied(places: Mapping[str, str]) -> tuple[str, ...]:
-    if not all(_INTEGER.fullmatch(text) for text in places):
+    if not any(map(_INTEGER.fullmatch, places)) or not all(map(_is_number, places)):
         return tuple(sorted(places))
-    numbers = sorted(map(int, places))
-    if numbers[0] < 0 or numbers[-1] >= _MOST:
-        wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
-        raise InputError(
-            f"{places[str(wrong)]}: label {wrong}: integers count the classes from 0; mend it, or name "
-            "the classes with --classes FILE"
-        )
-    return tuple(map(str, range(numbers[-1] + 1)))
+    for text, place in places.items():
+        # By its length first: int() refuses thousands of digits.
+        if not _INTEGER.fullmatch(text) or text[0] == "-" or len(text) > len(str(_MOST)) or int(text) >= _MOST:
+            raise InputError(
+                f"{place}: label {text:.40}: integers count the classes from 0; mend it, or name the classes with "
+                "--classes FILE"
+            )
+    return tuple(map(str, range(max(map(int, places)) + 1)))
 
 
-def without_images(names: Sequence[str], records: Sequence[Record]) -> tuple[str, ...]:
+def _is_number(text: str) -> bool:
+    """Whether a text is a number of any kind, as 7, 1.5, 1e3, nan or True are; 01 is a name."""
+    if text.isdecimal() and text[0] == "0" and text != "0":
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return text.lower() in ("true", "false")
+    return True
+
+
+def without_images(names: Sequence[str], labels: ArrayLike) -> tuple[str, ...]:
     """Return a line for the user where classes have no image, as when labels count from 1; else nothing."""
-    counts = np.bincount([record.label for record in records], minlength=len(names))
+    counts = np.bincount(labels, minlength=len(names))
     empty = [names[label] for label in np.flatnonzero(counts == 0).tolist()]
     return (f"{len(empty):,} of {len(names):,} classes have no image ({first(empty)})",) if empty else ()

@@ -63,7 +63,7 @@ def read(root: Path | None, split: str | None, list: str | None = None, classes:
     names, ids = class_names.resolve(places, Path(classes) if classes is not None else None)
     records = [Record(row.path, row.extension, ids[row.label], ids[row.clean] if row.clean else -1) for row in rows]
     records.sort()
-    notes = class_names.without_images(names, records)
+    notes = class_names.without_images(names, [record.label for record in records])
     if passed_over:
         notes += (f"passed over {counted(len(passed_over), 'column')} of {file.name} ({first([*passed_over])})",)
     return Source("csv", split or "train", names, records, root, notes=notes)

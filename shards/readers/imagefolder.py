@@ -99,7 +99,7 @@ def _read(root: Path, split: str | None, names: Sequence[str] | None, file: str 
             f"folder is one class, give --root {_above(root)}"
         )
     known = tuple(names or folders)
-    notes += class_names.without_images(known, records)
+    notes += class_names.without_images(known, [record.label for record in records])
     count = len(passed_over) + len(outside)
     return Source("imagefolder", split or "train", known, records, root, passed_over=count, notes=tuple(notes))
 

@@ -72,7 +72,9 @@ def entries(file: Path, classes: int) -> Iterator[tuple[int, str, int | None]]:
             raise InputError(f"{file} line {number:,}: {line!r} is not `path label`; mend the line")
         label = known.get(rest[0]) if rest else None
         if rest and label is None:
-            raise InputError(f"{file} line {number:,}: label {rest[0]!r} is none of 0 to {classes - 1}; mend the line")
+            raise InputError(
+                f"{file} line {number:,}: label {rest[0]!r:.40} is none of 0 to {classes - 1}; mend the line"
+            )
         yield number, path, label
 
 

@@ -1,5 +1,7 @@
 """Shards are fetched before they are needed, no further than there is room, and training never notices a failure."""
 
+import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -111,6 +113,33 @@ def test_what_fails_is_left_to_the_worker(served: Server, small: Manifest, tmp_p
     del served.always[bad]
     index = plan.needs(0, 0)[0].shard
     assert manifest.shard_path(index).read_bytes() == small.shard_path(index).read_bytes()
+
+
+def test_shards_at_a_server_are_fetched_for_a_manifest_that_lies_here(
+    served: Server, small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the shards lie here too, and are left alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # a cache that is given by name stands before folders too
+    file = Path(shutil.copytree(small.root, tmp_path / "here")) / "manifest.json"
+    document = json.loads(file.read_text())
+    for shard in document["shards"][::2]:
+        shard["place"] = served.url
+        (tmp_path / "here" / shard["name"]).unlink()
+    file.write_text(json.dumps(document))
+    manifest, plan = Manifest.load(tmp_path / "here", Cache(seconds=5)), order(small)
+    assert manifest.fingerprint == small.fingerprint
+    walk = Ahead(manifest, plan, range(2), 0, plan.steps_per_epoch, 1)
+    soon(lambda: fetched(served) == {shard.name for shard in small.shards[::2]})
+    assert walk.warning() is None
+    assert [manifest.store_of(i) is None for i in range(4)] == [False, True, False, True]
+    for index in range(len(small.shards)):
+        assert manifest.shard_path(index).read_bytes() == small.shard_path(index).read_bytes()
+    assert set(served.asked.values()) == {1}
+    walk.close()
+    little = Manifest.load(tmp_path / "here", Cache(bytes=9000, seconds=5))
+    warning = Ahead(little, plan, range(2), 0, plan.steps_per_epoch, 1).warning()
+    assert warning is not None
+    assert "data.cache_gb = 9e-06 is too little" in warning
 
 
 def test_a_local_folder_needs_no_threads(small: Manifest) -> None:

@@ -3,9 +3,11 @@
 import io
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -16,8 +18,10 @@ import torch
 from PIL import Image
 
 from pipeline.data.augment import sample_rng, train_view
+from pipeline.data.batch import Batch
 from pipeline.data.decode import decode
-from pipeline.data.loader import Batch, EvalBatches, Feed, TrainBatches, eval_keys, train_keys
+from pipeline.data.frames import AHEAD, Arrivals, Frames
+from pipeline.data.loader import EvalBatches, Feed, TrainBatches, eval_keys, train_keys
 from pipeline.data.pixels import normalise
 from pipeline.data.plan import Plan
 from pipeline.data.reader import ShardReader
@@ -63,6 +67,47 @@ def test_a_batch_holds_the_samples_of_its_ids(photos: Manifest) -> None:
     raw = ShardReader(photos).image_bytes(int(ids[2]))
     view = train_view(decode(raw, 10**6), 16, "resized_crop", True, sample_rng(5, 1, int(ids[2])))
     assert (batch.images[2].numpy() == view).all()
+
+
+def test_batches_stay_as_they_came_while_workers_run_ahead(photos: Manifest) -> None:
+    """Workers use their memory again: neither the batch in hand nor those that were kept may be written over."""
+    plan = Plan(photos, lanes=4, micro_batch=7, seed=5, shuffle_shards=2)
+    dataset = TrainBatches(photos, plan, photos.labels, flip=True, **VIEW)
+    keys = list(train_keys(plan, range(4), 0, 12))
+    expected = [dataset[key] for key in keys]
+    seen = []
+    with closing(Feed(dataset, keys, 2, pin=False)) as feed:
+        for number, batch in enumerate(feed):
+            if number % 12 == 0:
+                time.sleep(0.3)  # by now both workers have prepared all that they may
+            assert same(batch, expected[number])
+            seen.append(batch)
+    assert len(seen) == 48
+    assert all(same(a, b) for a, b in zip(seen, expected, strict=True))
+
+
+def test_a_worker_has_one_place_more_than_it_prepares_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.frames.get_worker_info", object)
+    frames = Frames()
+    taken = [frames.take(2, 3) for _ in range(2 * (AHEAD + 1))]
+    places = [tensor.data_ptr() for tensor in taken]
+    assert len(set(places)) == AHEAD + 1
+    assert places[: AHEAD + 1] == places[AHEAD + 1 :]
+    assert all(tensor.is_shared() for tensor in taken)
+    assert frames.take(4, 3).shape == (4, 3)  # larger than what was there
+    copy = Arrivals(1).copy(taken[1].fill_(7))
+    taken[1].zero_()
+    assert copy.eq(7).all()
+
+
+def test_a_workers_labels_are_the_mapped_table_unless_they_are_others(photos: Manifest) -> None:
+    """For each worker a copy of millions of labels would be sent and kept."""
+    plan = Plan(photos, lanes=4, micro_batch=7, seed=5)
+    others = photos.labels[::-1].copy()
+    for labels, mapped in ((photos.labels, True), (others, False)):
+        there = pickle.loads(pickle.dumps(TrainBatches(photos, plan, labels, flip=True, **VIEW)))
+        assert np.may_share_memory(there._labels, there._manifest.table) == mapped
+        assert there[0, 0, 1].labels.tolist() == labels[plan.lane_batch(0, 0, 1)].tolist()
 
 
 def test_reading_draws_nothing_from_torchs_random_numbers(photos: Manifest) -> None:

@@ -205,6 +205,32 @@ def test_seeds_differ() -> None:
     assert not (a.batch(0, 0) == b.batch(0, 0)).all()
 
 
+@given(plans(), st.integers(0, 50))
+@settings(deadline=None, max_examples=50)
+def test_a_lanes_order_is_its_micro_batches_one_after_the_other(plan: Plan, epoch: int) -> None:
+    for lane in range(plan.lanes):
+        batches = [plan.lane_batch(epoch, step, lane) for step in range(plan.steps_per_epoch)]
+        assert plan.lane_order(epoch, lane).tolist() == np.concatenate(batches).tolist()
+
+
+@pytest.mark.parametrize("different", [2**64 - 1, 2**20, 300, 1])
+def test_a_permutation_sorts_the_random_words_and_equal_ones_stay_in_order(different: int) -> None:
+    """Few different words, in whose upper bits most agree, are what a run in millions of years may draw."""
+    plan = Plan([1000], lanes=1, micro_batch=10, seed=0)
+    for length in (0, 1, 2, 3, 64, 1000):
+        words = np.random.default_rng(length).integers(0, different, length, dtype=np.uint64)
+        plan._words = lambda *_, words=words: words  # type: ignore[method-assign]
+        assert plan._permutation(length, 0).tolist() == sorted(range(length), key=words.tolist().__getitem__)
+
+
+def test_a_batch_may_be_written_to() -> None:
+    plan = Plan([50, 50], lanes=2, micro_batch=5, seed=0)
+    before = plan.lane_batch(0, 1, 0)
+    kept = before.tolist()
+    before[:] = -1
+    assert plan.lane_batch(0, 1, 0).tolist() == kept
+
+
 def test_the_order_is_pinned() -> None:
     """A change of these ids changes the order of every run in progress: it needs a new major version."""
     plan = Plan([6, 6], lanes=2, micro_batch=3, seed=7, shuffle_shards=1)

@@ -113,3 +113,23 @@ def test_other_ranks_cut_the_rows_anew(before, after):
             if state["start"] < stop and start < state["stop"]:
                 bank.load_state_dict(state)
         assert torch.equal(bank.rows, rows[start:stop])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_skipped_step_is_taken_back_and_another_is_not(dtype):
+    bank = SampleBank(10, 16, 2, dtype=dtype)
+    skipped, counts = torch.tensor(True), torch.tensor(False)
+    bank.update(index(10, 11, 12, 13, 14), torch.randn(5, 2), 0.7)
+    bank.settle(counts)
+    before = bank.rows.clone()
+    bank.update(index(12, 10), torch.tensor([[float("nan"), 1.0], [1e9, -float("inf")]]), 0.7)
+    bank.update(index(15, 11), torch.ones(2, 2), 0.7, torch.tensor([False, True]))
+    assert not torch.equal(bank.rows, before)
+    bank.settle(skipped)
+    assert torch.equal(bank.rows, before)
+    bank.settle(skipped)  # nothing happened since
+    assert torch.equal(bank.rows, before)
+    rows = bank.update(index(12, 15), torch.ones(2, 2), 0.7)
+    bank.settle(counts)
+    assert torch.equal(bank.rows[[2, 5]].float(), rows)
+    assert torch.equal(bank.rows[[0, 1, 3, 4]], before[[0, 1, 3, 4]])

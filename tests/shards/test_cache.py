@@ -197,6 +197,19 @@ def test_a_cache_before_a_local_folder(copied: Path, built: Manifest, tmp_path: 
         manifest.shard_path(3)
 
 
+def test_what_is_no_dataset_is_told_so_behind_a_cache_too(copied: Path, built: Manifest, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    assert Manifest.load(copied / "manifest.json", cache).shard_path(0).is_relative_to(cache.root)
+    (copied / "manifest.json").unlink()
+    with pytest.raises(InputError, match="copied: not a shard folder; build one"):
+        Manifest.load(copied, cache)
+    (copied / ".build").mkdir()
+    with pytest.raises(InputError, match="copied: half-finished; run its `alasca shard` or"):
+        Manifest.load(copied, cache)
+    with pytest.raises(InputError, match="elsewhere: no such folder"):
+        Manifest.load(tmp_path / "elsewhere", cache)
+
+
 def test_any_file_system_of_fsspec_will_do(copied: Path, built: Manifest, tmp_path: Path) -> None:
     import fsspec
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import commands
+from shards import commands, headline
 from shards.build import build
 from shards.draws import Stream, permutation, words
 from shards.errors import InputError
@@ -108,7 +108,7 @@ def test_a_build_records_every_kind_and_knows_it_again(
     rest = {"seed": 5, "convention": KINDS[kind], "flipped": wrong, "realised": wrong / 100}
     assert manifest.noise == {"kind": kind, **amount, **rest}
     assert recorded(manifest.noise) == noise.text
-    assert f"{kind} noise on {wrong:.2f}% of the labels" in commands.describe(manifest)
+    assert f"{kind} noise on {wrong:.2f}% of the labels" in headline.describe(manifest)
     assert str(tmp_path) not in (out / "manifest.json").read_text()
     assert "confusion.csv" not in (out / "manifest.json").read_text()
 

@@ -8,7 +8,9 @@ from moto.server import ThreadedMotoServer
 
 from shards.cache import Cache
 from shards.errors import InputError, OwnError
+from shards.index import index
 from shards.manifest import Manifest
+from shards.places import find
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +39,8 @@ def test_a_bucket_is_the_folder_it_holds(bucket: str, built: Manifest, tmp_path:
     assert manifest.fingerprint == built.fingerprint
     assert manifest.place == bucket
     assert list(manifest.keys()) == list(built.keys())
-    for index in (0, 5):
-        assert manifest.shard_path(index).read_bytes() == built.shard_path(index).read_bytes()
+    for number in (0, 5):
+        assert manifest.shard_path(number).read_bytes() == built.shard_path(number).read_bytes()
 
 
 def test_large_files_arrive_in_parts(
@@ -64,6 +66,30 @@ def test_what_is_not_there_is_named_at_once(bucket: str, tmp_path: Path) -> None
     for place in ("s3://photos/v2/train", "s3://elsewhere/train"):
         with pytest.raises(InputError, match=f"{place}/manifest.json: it is not there"):
             Manifest.load(place, Cache(tmp_path, seconds=20))
+
+
+def test_tars_in_a_bucket_are_indexed(bucket: str, built: Manifest, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", seconds=20)
+    tars = find([bucket])
+    assert tars == find([f"{bucket}/shard-{{000000..000008}}.tar"])
+    manifest = index(tars, tmp_path / "index", cache=cache)
+    assert [shard.place for shard in manifest.shards] == [bucket] * 9
+    local = index(find([str(built.root)]), tmp_path / "local")
+    assert manifest.fingerprint == local.fingerprint
+    assert manifest.labels.tolist() == built.labels.tolist()
+    through = Manifest.load(tmp_path / "index", cache)
+    assert through.shard_path(4).read_bytes() == built.shard_path(4).read_bytes()
+
+
+def test_folders_that_are_not_there_or_hold_no_tars(bucket: str, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", seconds=20)
+    for place in ("s3://photos/v2/train", "s3://elsewhere/train"):
+        with pytest.raises(InputError, match=rf"^{place}: no \.tar file in it"):
+            find([place])
+    with pytest.raises(InputError, match=r"^s3://photos/v1: no \.tar file in it"):
+        find(["s3://photos/v1/"])
+    with pytest.raises(OwnError, match=r"s3://photos/v1/none\.tar: it is not there"):
+        index(find(["s3://photos/v1/none.tar"]), tmp_path / "index", cache=cache)
 
 
 def test_a_flipped_bit_in_the_bucket_is_refused(

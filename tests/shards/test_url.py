@@ -10,7 +10,7 @@ import pytest
 from shards.cache import Cache
 from shards.errors import InputError
 from shards.manifest import Manifest
-from shards.url import folder_name, is_url, join, public, redact
+from shards.url import ascend, folder_name, is_url, join, public, redact
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,26 @@ def test_a_key_in_the_query_goes_with_every_file() -> None:
     assert join("https://host/train/?sig=a", "x.tar") == "https://host/train/x.tar?sig=a"
     assert join("s3://bucket/train", "x.tar") == "s3://bucket/train/x.tar"
     assert join("file:///data/what?", "x.tar") == "file:///data/what?/x.tar"
+
+
+@pytest.mark.parametrize(
+    ("url", "place", "seen"),
+    [
+        ("https://host/a/b?sig=1", "../tars", "https://host/a/tars?sig=1"),
+        ("https://host/a/b/?sig=1", "../../tars/x", "https://host/tars/x?sig=1"),
+        ("s3://bucket/a/b", "./c//d", "s3://bucket/a/b/c/d"),
+        ("s3://bucket/a/b", "../..", "s3://bucket/"),
+    ],
+)
+def test_a_place_is_seen_from_a_folder(url: str, place: str, seen: str) -> None:
+    assert ascend(url, place) == seen
+
+
+@pytest.mark.parametrize(("url", "place"), [("s3://bucket/a", "../../other"), ("http://host/a?sig=s3cr3t", "/etc")])
+def test_no_place_leads_out_of_a_host(url: str, place: str) -> None:
+    with pytest.raises(InputError, match=place) as caught:
+        ascend(url, place)
+    assert "s3cr3t" not in str(caught.value)
 
 
 def test_every_address_has_a_folder_of_its_own_but_for_its_secrets() -> None:

@@ -1,13 +1,19 @@
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from server import serving, status
 
+from shards.build import build
+from shards.cache import Cache
 from shards.errors import InputError
 from shards.manifest import Manifest
+from shards.readers import imagefolder
 from shards.tar import DamagedTar, index_tar
 from shards.verify import verify
 
@@ -182,3 +188,79 @@ def test_the_index_reads_what_tarfile_reads_and_nothing_less(built: Manifest, tm
         (tmp_path / "bad.tar").write_bytes(data)
         with open(tmp_path / "bad.tar", "rb") as file, pytest.raises(DamagedTar):
             list(index_tar(file))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.store._FIRST_WAIT", 0.02)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_lies_at_a_server_is_compared_as_it_is_now(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "temporary").mkdir()
+    with serving(copied) as server:
+        manifest = Manifest.load(server.url)
+        for index in range(len(manifest.shards)):
+            manifest.shard_path(index)  # the cache knows the sound ones
+        assert verify(server.url).differences == ()
+        flip(copied / "shard-000002.tar", 700)
+        (copied / "shard-000004.tar").unlink()
+        damaged = verify(server.url).differences
+        assert len(damaged) == 2
+        assert damaged[0].startswith("shard-000002.tar: its SHA-256 is ") and "the manifest says" in damaged[0]
+        assert damaged[1] == "shard-000004.tar: it is missing"
+        flip(copied / "samples.npy", 300)
+        report = verify(server.url)
+        assert report.labels is None
+        assert report.differences[0].startswith("samples.npy: its SHA-256 is ")
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_server_that_goes_away_is_no_difference(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("shards.verify.Cache", partial(Cache, seconds=0.3))
+    with serving(copied) as server:
+        server.always["shard-000003.tar"] = status(503)
+        with pytest.raises(InputError, match=r"shard-000003.tar: the server answers with status 503; gave up"):
+            verify(server.url)
+
+
+def test_copies_are_counted_and_one_pair_is_named(tmp_path: Path, picture: Callable[..., Image.Image]) -> None:
+    for number, name in enumerate(
+        ("a/one.png", "a/two.png", "b/one.png", "a/other.png", "b/third.png", "b/fourth.png")
+    ):
+        path = tmp_path / "raw" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture({3: 9, 4: 8, 5: 8}.get(number, 7)).save(path)
+    build(imagefolder.read(tmp_path / "raw", None), tmp_path / "out", workers=1, samples_per_shard=2)
+    copies = verify(tmp_path / "out").copies
+    assert copies is not None
+    assert (copies.images, copies.mislabelled) == (3, 3)  # two of a/one, one of b/third; a/one's label is in doubt
+    assert {key[0] for key in copies.pair} == {"a", "b"}
+    assert set(copies.pair) < {"a/one.png", "a/two.png", "b/one.png"}
+
+
+def test_a_folder_without_copies_has_none(built: Manifest) -> None:
+    assert verify(built.root).copies is None
+
+
+def test_every_image_is_decoded_on_request(tmp_path: Path, picture: Callable[..., Image.Image]) -> None:
+    (tmp_path / "raw/a").mkdir(parents=True)
+    for number in range(5):
+        picture(number, 200, 150).save(tmp_path / f"raw/a/{number}.jpg")
+    cut = tmp_path / "raw/a/3.jpg"
+    cut.write_bytes(cut.read_bytes()[:1500])
+    build(imagefolder.read(tmp_path / "raw", None), tmp_path / "out", workers=1, samples_per_shard=2)
+    assert verify(tmp_path / "out").undecodable == ()
+    report = verify(tmp_path / "out", decode=True)
+    assert report.differences == ()
+    ((key, reason),) = report.undecodable
+    assert key == "a/3.jpg"
+    assert "truncated" in reason

@@ -109,7 +109,7 @@ def test_a_shard_that_is_gone_ends_the_run_with_its_name(
         config = configured(data__train=server.url, data__cache=cache, data__workers=workers)
         with pytest.raises(OwnError) as caught:
             trained(config, world)
-        assert f"OwnError: {server.url}/{name}: it is not there" in f"OwnError: {caught.value}".splitlines()[-1]
+        assert f"Error: {server.url}/{name}: it is not there" in f"Error: {caught.value}".splitlines()[-1]
 
 
 def test_a_mistake_names_the_key_and_keeps_the_secret(configured: Configured, served: Server, tmp_path: Path) -> None:

@@ -359,7 +359,7 @@ def test_max_steps_pauses_a_run_that_goes_on_as_if_it_had_not(
 ) -> None:
     straight = trained(configured(run__name="straight"), world)
     paused = trained(configured(run__name="paused", run__max_steps=5), world)
-    assert "stopped at step 5 of 10; --resume auto goes on" in capsys.readouterr().err
+    assert "stopped at step 5 of 10 (run.max_steps); to go on:\n" in capsys.readouterr().err
     assert not (paused.config.folder / "summary.json").exists()
     on = trained(configured(run__name="paused", run__resume="auto"), world)
     assert (paused.start, on.start) == (0, 5)
