@@ -90,7 +90,7 @@ def test_a_log_gets_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "  (2.50 x the reference's images/s)  0:00:00 left",
         "tracked 10/10 epoch 1  val: main 50.00%  averaged 75.00%  (main -1.25 points to the reference)",
         "tracked 10/10 norms: epoch 1  input 1.235",
-        "tracked: stopped at step 10 of 10; --resume auto goes on",
+        "tracked: stopped at step 10 of 10 (SIGTERM); --resume auto goes on",
     ]
 
 
