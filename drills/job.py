@@ -156,6 +156,14 @@ def together(*jobs: Job) -> Iterator[None]:
             job.end()
 
 
+def lives(process: psutil.Process) -> bool:
+    """Whether it is there, and no zombie."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
 def _environ(process: psutil.Process) -> dict[str, str]:
     try:
         return dict(process.environ())
@@ -171,11 +179,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def _is_marked(process: psutil.Process, mark: str) -> bool:
-    if _environ(process).get(_MARK) != mark:
-        return False
-    with suppress(psutil.Error):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    return False
+    return _environ(process).get(_MARK) == mark and lives(process)
 
 
 def _is_rank(process: psutil.Process) -> bool:

@@ -38,7 +38,7 @@ _CONFIGS = {
     # 3 x 20 steps; a small learning rate leaves little room for rounding, where the number of processes changes
     "short": _Length("few", 15, 3, 0.0001),
     "long": _Length("few", 15, 8, 0.01),  # 8 x 20 steps
-    "wide": _Length("many", 30, 4, 0.01, 4),  # 4 x 50 steps
+    "wide": _Length("many", 15, 2, 0.01, 2),  # 2 x 100 steps
 }
 _CLASSES = {"few": (40, 30), "many": (2000, 3)}  # and images of each; many make a bank that takes a while to save
 

@@ -39,9 +39,12 @@ def test_another_jobs_processes_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_wait_ends_with_the_command_and_says_what_it_wrote(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("of an earlier attempt\n")
-    with Job([sys.executable, "-c", "print('why'); raise SystemExit(3)"], tmp_path / "log") as job:
-        with pytest.raises(Failed, match=r"ended with 3 before the moment:\nwhy"):
-            job.wait_for(lambda: False, "the moment")
+    ends = [sys.executable, "-c", "print('why'); raise SystemExit(3)"]
+    with (
+        Job(ends, tmp_path / "log") as job,
+        pytest.raises(Failed, match=r"ended with 3 before the moment:\nwhy"),
+    ):
+        job.wait_for(lambda: False, "the moment")
 
 
 def test_a_command_that_does_not_end_is_told(tmp_path: Path) -> None:
