@@ -13,8 +13,8 @@ from drills.job import Job, gone, kill, lives
 from drills.row import Row
 from drills.scene import SAVE_EVERY, Scene
 
-_OF_A_KIND = 5  # (one, all) x (in a write, anywhere)
-_MOST = 30  # kills: one that came just after its write is made up for
+_MOMENTS = ["write"] * 5 + ["anywhere"] * 3 + ["twice"]  # for one rank, and for all; the last are two kills
+_MOST = 30  # one that came just after its write is made up for
 _RESTARTS = ("--max-restarts", str(_MOST))  # torchrun starts all ranks again where one was killed
 _NAME, _SHOWN = "killed", "torchrun, 2 ranks"
 _GONE_S = 75.0  # a rank that is killed ends the job within a minute
@@ -24,14 +24,14 @@ def drill(scene: Scene) -> Iterator[Row]:
     """Twenty kills of one run, which is started again each time, by torchrun or by hand; then it is compared."""
     straight = scene.straight("wide", 2)
     rng = random.Random(0)
-    moments = [(who, writes) for who in ("one", "all") for writes in (True, False)] * _OF_A_KIND
+    moments = [(who, where) for who in ("one", "all") for where in _MOMENTS]
     rng.shuffle(moments)
     chain = _Chain(scene, rng)
     count = 0
     try:
         while moments and count < _MOST:
             row, missed = chain.kill(*moments[-1])
-            count += 1
+            count += 1 + (moments[-1][1] == "twice")
             if not missed:
                 moments.pop()
             yield row
@@ -68,14 +68,12 @@ class _Chain:
         self.run: Path = self.scene.run(_NAME)
         self.job: Job = self._start()
 
-    def kill(self, who: str, writes: bool) -> tuple[Row, bool]:
+    def kill(self, who: str, where: str) -> tuple[Row, bool]:
         """Wait for the moment, kill, and see where the next attempt goes on; also whether the write was missed."""
-        began = time.monotonic()
-        self.job.wait_for_ranks(2)
+        began, writes = time.monotonic(), where == "write"
         when = None if writes else self._anywhere()
-        ranks = self.job.ranks()  # looked up before the moment: it takes longer than a write
         victim = self.rng.randrange(2)
-        victims = [ranks[victim]] if who == "one" else [psutil.Process(self.job.process.pid), *ranks]
+        victims = self._victims(who, victim)  # looked up before the moment: it takes longer than a write
         writing = self._within_a_write() if writes else ""
         kill(victims)
         inside = record.writing(self.run)
@@ -84,10 +82,18 @@ class _Chain:
         if when is None:
             when = f"{'in' if writing in inside else 'just after'} the write of step {int(writing[6:15])}"
         self.stale |= inside
-        family = [process for process in self.job.family() if process.pid != self.job.process.pid]
-        orphans = gone(lambda: filter(lives, family), _GONE_S)
+        orphans = self._gone()
         ended = time.monotonic() - struck
         status = self._again(who)
+        if where == "twice":
+            self.job.wait_for_ranks(2)
+            seconds = self.rng.uniform(0, 4)
+            time.sleep(seconds)
+            kill(self._victims(who, victim))
+            when += f", and again {seconds:.1f} s into the next start"
+            orphans += self._gone()
+            status = self._again(who)
+        self.job.wait_for(lambda: record.steps(self.run, self.since), "step after the kill")
         at = record.steps(self.run, self.since)[0] - 1
         lost = max(0, before[-1] - at) if before else 0
         row = Row(
@@ -107,8 +113,17 @@ class _Chain:
     def _start(self) -> Job:
         return self.scene.start("torchrun", "wide", _NAME, options=_RESTARTS)
 
+    def _victims(self, who: str, rank: int) -> list[psutil.Process]:
+        ranks = self.job.ranks()
+        return [ranks[rank]] if who == "one" else [psutil.Process(self.job.process.pid), *ranks]
+
+    def _gone(self) -> list[str]:
+        """Wait until all that the killed attempt had is gone, but for the launcher; returns who is not."""
+        family = [process for process in self.job.family() if process.pid != self.job.process.pid]
+        return gone(lambda: filter(lives, family), _GONE_S)
+
     def _again(self, who: str) -> str:
-        """Start the next attempt, unless torchrun does, and wait for its first step; returns the last one's status."""
+        """Start the next attempt, unless torchrun does; returns the last one's status."""
         status = "torchrun starts again"
         if who == "all":
             status = str(self.job.status(5))
@@ -116,7 +131,6 @@ class _Chain:
         self.since = time.time()
         if who == "all":
             self.job = self._start()
-        self.job.wait_for(lambda: record.steps(self.run, self.since), "step after the kill")
         return status
 
     def _within_a_write(self) -> str:
@@ -133,11 +147,7 @@ class _Chain:
             skip = max(0, skip - 1)
 
     def _anywhere(self) -> str:
-        steps = self.rng.randrange(-1, 2 * SAVE_EVERY)
-        if steps < 0:
-            time.sleep(self.rng.uniform(0, 6))
-            self.job.wait_for_ranks(2)
-            return "while they start"
+        steps = self.rng.randrange(2 * SAVE_EVERY)
         self.job.wait_for(lambda: len(record.steps(self.run, self.since)) > steps, "step")
         time.sleep(self.rng.uniform(0, 0.15))
         return f"after step {record.steps(self.run, self.since)[-1]}"
