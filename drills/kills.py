@@ -71,6 +71,7 @@ class _Chain:
     def kill(self, who: str, where: str) -> tuple[Row, bool]:
         """Wait for the moment, kill, and see where the next attempt goes on; also whether the write was missed."""
         began, writes = time.monotonic(), where == "write"
+        self.job.wait_for(lambda: record.steps(self.run, self.since), "step")
         when = None if writes else self._anywhere()
         victim = self.rng.randrange(2)
         victims = self._victims(who, victim)  # looked up before the moment: it takes longer than a write
