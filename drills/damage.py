@@ -19,7 +19,7 @@ _FLIPS = 40  # of one bit, at random, in each file
 
 def drill(scene: Scene) -> Iterator[Row]:
     """Each damage is looked at in this process; then a run goes on from a damaged one."""
-    run = scene.copy_of_straight("small", 2, "damaged")
+    run = scene.copy_of_straight("short", 2, "damaged")
     last = complete(run / "checkpoints")[-1]
     for file in sorted(last.iterdir()):
         began = time.monotonic()
@@ -37,9 +37,9 @@ def drill(scene: Scene) -> Iterator[Row]:
     content = flipped.read_bytes()
     flipped.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     before = record.saved(run)
-    status = scene.finish("torchrun", "small", "damaged")
+    status = scene.finish("torchrun", "short", "damaged")
     text = (scene.folder / "damaged.log").read_text()
-    problems = record.differences(run, scene.straight("small", 2))
+    problems = record.differences(run, scene.straight("short", 2))
     if f"skipping the damaged checkpoint {last}: rank-00001.safetensors is not what was written" not in text:
         problems.append("it is not named")
     yield Row(

@@ -18,7 +18,8 @@ TRAIN = str(ROOT / "launch" / "train.py")
 BIN = Path(sys.executable).parent
 
 _MARK = "ALASCA_DRILL"
-_POLL = 0.005
+_LONGEST_S = 150.0  # that anything waited for may take
+_SOON, _LATER = 0.005, 0.1  # seconds between looks at a folder, and at all processes of the machine
 
 
 class Failed(Exception):
@@ -72,10 +73,18 @@ class Job:
         found = [process for process in self.family() if _is_rank(process)]
         return sorted(found, key=lambda process: int(_environ(process).get("RANK", "0")))
 
-    def listening(self, world: int) -> bool:
-        """Whether all ranks are there and have taken SIGTERM into their own hands."""
-        ranks = self.ranks()
-        return len(ranks) == world and all(map(_catches_sigterm, ranks))
+    def wait_for_ranks(self, world: int, *, listening: bool = False) -> None:
+        """Wait until all ranks are there and, if asked, have taken SIGTERM into their own hands."""
+
+        def there() -> bool:
+            ranks = self.ranks()
+            return len(ranks) == world and (not listening or all(map(_catches_sigterm, ranks)))
+
+        self.wait_for(there, f"{world} ranks", _LATER)
+
+    def wandb(self) -> list[psutil.Process]:
+        """What wandb runs beside the process that speaks to it."""
+        return [process for process in self.family() if "wandb-core" in "".join(_words(process)[:1])]
 
     def text(self) -> str:
         """What this command wrote so far."""
@@ -92,19 +101,19 @@ class Job:
         except subprocess.TimeoutExpired:
             raise Failed(f"still running after {seconds:.0f} s:\n{self.text()[-3000:]}") from None
 
-    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, every: float = _SOON) -> None:
         """Look again and again.
 
         Raises:
             Failed: the command ended before, or it takes longer.
         """
-        limit = time.monotonic() + seconds
+        limit = time.monotonic() + _LONGEST_S
         while not condition():
             if self.process.poll() is not None:
                 raise Failed(f"ended with {self.process.returncode} before {what}:\n{self.text()[-3000:]}")
             if time.monotonic() > limit:
-                raise Failed(f"no {what} within {seconds:.0f} s:\n{self.text()[-3000:]}")
-            time.sleep(_POLL)
+                raise Failed(f"no {what} within {_LONGEST_S:.0f} s:\n{self.text()[-3000:]}")
+            time.sleep(every)
 
     def left(self, seconds: float) -> list[str]:
         """Command lines of those that still live so long after."""
@@ -126,7 +135,7 @@ def gone(living: Callable[[], Iterable[psutil.Process]], seconds: float) -> list
     """Wait until nobody lives any more; returns the command lines of those that do after so many seconds."""
     limit = time.monotonic() + seconds
     while (left := list(living())) and time.monotonic() < limit:
-        time.sleep(0.05)
+        time.sleep(_LATER)
     return [f"{process.pid} {' '.join(_words(process))[:120]}" for process in left]
 
 
@@ -147,6 +156,14 @@ def together(*jobs: Job) -> Iterator[None]:
             job.end()
 
 
+def lives(process: psutil.Process) -> bool:
+    """Whether it is there, and no zombie."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
 def _environ(process: psutil.Process) -> dict[str, str]:
     try:
         return dict(process.environ())
@@ -162,11 +179,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def _is_marked(process: psutil.Process, mark: str) -> bool:
-    if _environ(process).get(_MARK) != mark:
-        return False
-    with suppress(psutil.Error):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    return False
+    return _environ(process).get(_MARK) == mark and lives(process)
 
 
 def _is_rank(process: psutil.Process) -> bool:

@@ -20,7 +20,7 @@ def drill(scene: Scene) -> Iterator[Row]:
 
 
 def _lose(scene: Scene, launcher: str, lost: int) -> Iterator[Row]:
-    straight = scene.straight("small", 2)
+    straight = scene.straight("short", 2)
     name = f"nodes-{launcher}"
     run = scene.run(name)
     began = time.monotonic()
@@ -86,5 +86,5 @@ def _agents(scene: Scene, launcher: str, name: str) -> list[Job]:
             hosts.write_text("node-a slots=1\nnode-b slots=1\n")
             words = [str(BIN / "deepspeed"), "--hostfile", str(hosts), "--no_ssh", "--master_addr", "127.0.0.1"]
             words += ["--master_port", port, "--node_rank", str(node)]
-        jobs.append(scene.job(words, "small", name, log=f"-{node}"))
+        jobs.append(scene.job(words, "short", name, log=f"-{node}"))
     return jobs

@@ -4,6 +4,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,51 +13,64 @@ from PIL import Image
 from drills import record
 from drills.job import BIN, TRAIN, Failed, Job
 from shards.build import build
-from shards.manifest import Manifest
 from shards.noise import parse
 from shards.readers import find
 
 LAUNCHERS = ("torchrun", "deepspeed", "python")
 SAVE_EVERY = 4  # steps
+STEPS_PER_EPOCH = 20  # of short and long
 
-_LONG = 240.0  # seconds that a run to its end may take
+_LONG_S = 240.0  # that a run to its end may take
 
-# Crops of 16 pixels: a step takes about 0.1 s. The many classes make a bank, and so a save that takes a while.
-_SMALL = {"classes": 40, "each": 30, "micro_batch": 15, "epochs": 8}  # 20 steps an epoch
-_LARGE = {"classes": 2000, "each": 3, "micro_batch": 30, "epochs": 4}  # 50 steps an epoch
+
+@dataclass(frozen=True)
+class _Length:
+    """What makes a configuration: crops of 16 pixels, steps of about 0.1 s."""
+
+    data: str
+    micro_batch: int
+    epochs: int
+    lr: float
+    evaluate_every: int = 1  # epochs
+
+
+_CONFIGS = {
+    # 3 x 20 steps; a small learning rate leaves little room for rounding, where the number of processes changes
+    "short": _Length("few", 15, 3, 0.0001),
+    "long": _Length("few", 15, 8, 0.01),  # 8 x 20 steps
+    "wide": _Length("many", 15, 2, 0.01, 2),  # 2 x 100 steps
+}
+_CLASSES = {"few": (40, 30), "many": (2000, 3)}  # and images of each; many make a bank that takes a while to save
 
 
 class Scene:
-    """Datasets and configurations in a folder; `small` and `large` name the latter.
+    """Datasets, configurations (short, long, wide) and runs in a folder.
 
     Args:
         folder: empty.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._straight = folder, dict[tuple[str, int], Path]()
-        self.test = self._dataset("test", 40, 30, seed=1)
-        self.steps_per_epoch = {"small": 20, "large": 50}
-        self.train: dict[str, Manifest] = {}
+        self.folder, self._straight, self._data = folder, dict[tuple[str, int], Path](), dict[str, Path]()
 
     def config(self, name: str) -> Path:
         """The configuration file of that name; its dataset is made when it is first asked for."""
         file = self.folder / f"{name}.toml"
         if file.exists():
             return file
-        size = _SMALL if name == "small" else _LARGE
-        train = self.train[name] = self._dataset(name, size["classes"], size["each"], seed=0)
-        test = self.test if name == "small" else train
+        length = _CONFIGS[name]
+        train = self.data(length.data)
+        test = self.data("test") if length.data == "few" else train
         file.write_text(
             f"""
             run = {{ dir = "{self.folder / "runs"}" }}
-            data = {{ train = "{train.root}", lanes = 4, micro_batch = {size["micro_batch"]}, crop = 16, workers = 1 }}
+            data = {{ train = "{train}", lanes = 4, micro_batch = {length.micro_batch}, crop = 16, workers = 1 }}
             model = {{ name = "resnet20" }}
             method = {{ aux = "alasca" }}
-            optim = {{ epochs = {size["epochs"]}, lr = 0.01 }}
+            optim = {{ epochs = {length.epochs}, lr = {length.lr} }}
             track = {{ every = 1, norms = 0, wandb = "disabled" }}
             checkpoint = {{ every_steps = {SAVE_EVERY} }}
-            eval = {{ every = {1 if name == "small" else 4}, test = {{ data = "{test.root}" }} }}
+            eval = {{ every = {length.evaluate_every}, test = {{ data = "{test}" }} }}
             dist = {{ timeout = 60, heartbeat = 10 }}
             """,
             encoding="utf-8",
@@ -81,7 +95,7 @@ class Scene:
 
         Args:
             launcher: torchrun, deepspeed or python (one process).
-            config: small or large.
+            config: short, long or wide.
             name: of the run.
             words: of the training command, besides; `--resume` is auto.
             world: processes.
@@ -117,15 +131,15 @@ class Scene:
             Failed: it does not end in time.
         """
         with self.start(launcher, config, name, *words, world=world) as job:
-            return job.status(_LONG)
+            return job.status(_LONG_S)
 
-    def straight(self, config: str, world: int, *words: str, name: str = "straight") -> Path:
+    def straight(self, config: str, world: int) -> Path:
         """The undisturbed run; made when it is first asked for."""
-        key = (f"{name}-{config}", world)
+        key = (config, world)
         if key not in self._straight:
             launcher = "python" if world == 1 else "torchrun"
-            folder = f"{key[0]}-{world}"
-            if status := self.finish(launcher, config, folder, *words, world=world):
+            folder = f"straight-{config}-{world}"
+            if status := self.finish(launcher, config, folder, world=world):
                 text = (self.folder / f"{folder}.log").read_text(errors="replace")
                 raise Failed(f"the undisturbed run ended with {status}:\n{text[-3000:]}")
             self._straight[key] = self.run(folder)
@@ -140,9 +154,15 @@ class Scene:
         """Partial files in a run's folder."""
         return record.partial(self.run(name))
 
-    def _dataset(self, name: str, classes: int, each: int, seed: int) -> Manifest:
+    def data(self, name: str) -> Path:
+        """A dataset, few, many or test; made when it is first asked for."""
+        if name not in self._data:
+            self._data[name] = self._dataset(name)
+        return self._data[name]
+
+    def _dataset(self, name: str) -> Path:
         """Classes told apart by colour, under pixel noise, a fifth of the labels wrong where they are learnt."""
-        rng = np.random.default_rng(seed)
+        rng, (classes, each) = np.random.default_rng(int(name == "test")), _CLASSES.get(name, _CLASSES["few"])
         raw = self.folder / "raw" / name
         colours = np.random.default_rng(7).integers(40, 216, (classes, 3))
         for label in range(classes):
@@ -153,7 +173,7 @@ class Scene:
                 Image.fromarray(pixels).save(folder / f"{number:04d}.jpg", quality=90)
         noise = None if name == "test" else parse("symmetric:0.2")
         out = self.folder / "data" / name
-        return build(find("imagefolder")(raw, None), out, noise=noise, samples_per_shard=50, workers=1)
+        return build(find("imagefolder")(raw, None), out, noise=noise, samples_per_shard=50, workers=1).root
 
 
 def free_port() -> int:

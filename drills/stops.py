@@ -11,7 +11,7 @@ from drills import record
 from drills.held import Held
 from drills.job import Job, kill
 from drills.row import Row
-from drills.scene import Scene
+from drills.scene import STEPS_PER_EPOCH, Scene
 
 _PHASES = ("train", "evaluation", "first batch", "save")
 _TARGETS = {
@@ -27,14 +27,14 @@ def drill(scene: Scene) -> Iterator[Row]:
     """A run by each launcher is stopped in all these ways, one after the other; each attempt goes on with the run."""
     for launcher, targets in _TARGETS.items():
         world = 1 if launcher == "python" else 2
-        straight = scene.straight("small", world)
+        straight = scene.straight("long", world)
         name = f"stopped-{launcher}"
         rng = random.Random(launcher)
         for phase in _PHASES:
             for target in targets:
                 yield _stop(scene, launcher, world, name, phase, target, rng)
         began = time.monotonic()
-        status = scene.finish(launcher, "small", name, *_WORDS, world=world)
+        status = scene.finish(launcher, "long", name, *_WORDS, world=world)
         found = record.differences(scene.run(name), straight, more_saves=True)
         yield Row(
             "SIGTERM",
@@ -50,12 +50,12 @@ def drill(scene: Scene) -> Iterator[Row]:
 
 def _stop(scene: Scene, launcher: str, world: int, name: str, phase: str, target: str, rng: random.Random) -> Row:
     run, began, since = scene.run(name), time.monotonic(), time.time()
-    with Held(scene.train["small"].root) as held:
+    with Held(scene.data("few")) as held:
         words = list(_WORDS)
         if phase == "first batch":
             words += ["--data.train", held.url, "--data.cache", str(scene.folder / "cache" / f"{time.time_ns()}")]
-        with scene.start(launcher, "small", name, *words, world=world) as job:
-            moment = _wait(job, run, phase, world, since, held, rng, scene.steps_per_epoch["small"])
+        with scene.start(launcher, "long", name, *words, world=world) as job:
+            moment = _wait(job, run, phase, world, since, held, rng)
             started = time.monotonic()
             _tell(job, target)
             written = record.writing(run)
@@ -95,11 +95,9 @@ def _stop(scene: Scene, launcher: str, world: int, name: str, phase: str, target
     )
 
 
-def _wait(
-    job: Job, run: Path, phase: str, world: int, since: float, held: Held, rng: random.Random, per_epoch: int
-) -> str:
+def _wait(job: Job, run: Path, phase: str, world: int, since: float, held: Held, rng: random.Random) -> str:
     """Wait for the moment; returns it in words."""
-    job.wait_for(lambda: job.listening(world), "rank that listens")
+    job.wait_for_ranks(world, listening=True)
     if phase == "first batch":
         job.wait_for(lambda: held.waiting, "data worker that waits for a shard")
         return "waiting for the first batch"
@@ -114,7 +112,7 @@ def _wait(
 
     def evaluates() -> bool:
         done = record.steps(run)
-        return bool(done) and done[-1] % per_epoch == 0 and done[-1] not in record.evaluated(run)
+        return bool(done) and done[-1] % STEPS_PER_EPOCH == 0 and done[-1] not in record.evaluated(run)
 
     job.wait_for(evaluates, "evaluation")
     return f"in the evaluation of step {record.steps(run)[-1]}"

@@ -10,13 +10,14 @@ from drills.scene import Scene
 
 _DOWN_S = 10.0
 _CACHE_GB = "0.00045"  # of about a megabyte: what was read must be fetched again
+_AT = 22  # steps: the second epoch
 _LONG_S = 240.0
 
 
 def drill(scene: Scene) -> Iterator[Row]:
     """Two ranks train from a bucket through a cache that holds a part of it."""
-    scene.straight("small", 2)
-    with Bucket(scene.train["small"].root, scene.folder / "bucket.log") as bucket:
+    scene.straight("short", 2)
+    with Bucket(scene.data("few"), scene.folder / "bucket.log") as bucket:
         yield _for_a_while(scene, bucket)
         yield from _for_good(scene, bucket)
 
@@ -30,8 +31,8 @@ def _words(scene: Scene, bucket: Bucket, name: str, timeout: int) -> tuple[str, 
 def _for_a_while(scene: Scene, bucket: Bucket) -> Row:
     began, name = time.monotonic(), "bucket-back"
     run = scene.run(name)
-    with scene.start("torchrun", "small", name, *_words(scene, bucket, name, 120), env=bucket.env) as job:
-        job.wait_for(lambda: len(record.steps(run)) >= 30, "thirty steps")
+    with scene.start("torchrun", "short", name, *_words(scene, bucket, name, 120), env=bucket.env) as job:
+        job.wait_for(lambda: len(record.steps(run)) >= _AT, "steps")
         bucket.down()
         down, step = time.monotonic(), record.steps(run)[-1]
         time.sleep(_DOWN_S - 3)  # the server takes the rest to start
@@ -39,7 +40,7 @@ def _for_a_while(scene: Scene, bucket: Bucket) -> Row:
         down, after = time.monotonic() - down, record.steps(run)[-1]
         status = job.status(_LONG_S)
         orphans, text = job.left(15), job.text()
-    problems = record.differences(run, scene.straight("small", 2))
+    problems = record.differences(run, scene.straight("short", 2))
     if status:
         problems.append(f"exit status {status}")
     if "trying again" not in text:
@@ -61,8 +62,8 @@ def _for_a_while(scene: Scene, bucket: Bucket) -> Row:
 def _for_good(scene: Scene, bucket: Bucket) -> Iterator[Row]:
     began, name = time.monotonic(), "bucket-gone"
     run, words = scene.run(name), _words(scene, bucket, name, 8)
-    with scene.start("torchrun", "small", name, *words, env=bucket.env) as job:
-        job.wait_for(lambda: len(record.steps(run)) >= 30, "thirty steps")
+    with scene.start("torchrun", "short", name, *words, env=bucket.env) as job:
+        job.wait_for(lambda: len(record.steps(run)) >= _AT, "steps")
         bucket.down()
         down, step = time.monotonic(), record.steps(run)[-1]
         status = job.status(_LONG_S)
@@ -88,10 +89,10 @@ def _for_good(scene: Scene, bucket: Bucket) -> Iterator[Row]:
     )
     began = time.monotonic()
     bucket.up()
-    with scene.start("torchrun", "small", name, *words, env=bucket.env) as job:
+    with scene.start("torchrun", "short", name, *words, env=bucket.env) as job:
         status = job.status(_LONG_S)
         orphans = job.left(15)
-    problems = record.differences(run, scene.straight("small", 2))
+    problems = record.differences(run, scene.straight("short", 2))
     yield Row(
         "S3 down",
         "torchrun, 2 ranks",

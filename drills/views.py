@@ -4,10 +4,8 @@ import socket
 import time
 from collections.abc import Iterator
 
-import psutil
-
 from drills import record
-from drills.job import Job, kill
+from drills.job import kill
 from drills.row import Row
 from drills.scene import Scene, free_port
 
@@ -16,7 +14,7 @@ _ENDS_S = 240.0
 
 def drill(scene: Scene) -> Iterator[Row]:
     """Three runs; each ends as if there were no wandb, with one warning."""
-    scene.straight("small", 2)
+    scene.straight("short", 2)
     yield _run(scene, "its service killed in mid-run", "view-killed", {}, "offline", kills=True)
     port = free_port()
     yield _run(scene, "nobody at its address", "view-unreachable", _address(port), "online")
@@ -31,14 +29,14 @@ def drill(scene: Scene) -> Iterator[Row]:
 def _run(scene: Scene, done: str, name: str, env: dict[str, str], mode: str, *, kills: bool = False) -> Row:
     began = time.monotonic()
     env = {"HOME": str(scene.folder / "home"), "WANDB_DIR": "", **env}
-    with scene.start("torchrun", "small", name, "--track.wandb", mode, env=env) as job:
+    with scene.start("torchrun", "short", name, "--track.wandb", mode, env=env) as job:
         if kills:
-            job.wait_for(lambda: _service(job) and list(scene.run(name).glob("wandb/offline-run-*/*.wandb")), "service")
-            kill(_service(job))
+            job.wait_for(lambda: list(scene.run(name).glob("wandb/offline-run-*/*.wandb")), "log of wandb's")
+            kill(job.wandb())
         status = job.status(_ENDS_S)
         orphans = job.left(20)
         warnings = [line for line in job.text().splitlines() if line.startswith("warning: wandb")]
-    problems = record.differences(scene.run(name), scene.straight("small", 2))
+    problems = record.differences(scene.run(name), scene.straight("short", 2))
     if status:
         problems.append(f"exit status {status}")
     if len(warnings) != 1:
@@ -59,8 +57,3 @@ def _run(scene: Scene, done: str, name: str, env: dict[str, str], mode: str, *, 
 
 def _address(port: int) -> dict[str, str]:
     return {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "0" * 40}
-
-
-def _service(job: Job) -> list[psutil.Process]:
-    """What wandb runs beside the process that speaks to it."""
-    return [process for process in job.family() if "wandb-core" in " ".join(process.cmdline()[:1])]

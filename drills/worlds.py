@@ -17,19 +17,18 @@ from pipeline.record.track import read_metrics
 from pipeline.train import packed
 from pipeline.train.checkpoint import MODEL, complete, own_name, read_index
 
-_WORDS = ("--optim.epochs", "3", "--optim.lr", "0.0001", "--optim.schedule", "constant")  # little room for rounding
 _NAME = "worlds"
 _CLOSE = 0.02  # of how far the weights moved: a ReLU whose input is within rounding of zero flips
 
 
 def drill(scene: Scene) -> Iterator[Row]:
     """All ranks are killed on the way; the order of samples is the same, all else within rounding."""
-    straight = scene.straight("small", 2, *_WORDS, name="straight-worlds")
+    straight = scene.straight("short", 2)
     run = scene.run(_NAME)
     at = 0
     for launcher, world, until in (("torchrun", 2, 18), ("python", 1, 38), ("torchrun", 4, 60)):
         began, since = time.monotonic(), time.time()
-        with scene.start(launcher, "small", _NAME, *_WORDS, world=world) as job:
+        with scene.start(launcher, "short", _NAME, world=world) as job:
             if until < 60:
                 job.wait_for(lambda: record.steps(run, since)[-1:] >= [until], f"step {until}")  # noqa: B023
                 kill([psutil.Process(job.process.pid), *job.ranks()])

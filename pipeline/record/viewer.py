@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,6 @@ from typing import Any
 
 def main() -> None:
     """Serve one run, from its first line to the end of the input."""
-    # deepspeed ends a run by a signal to all that its ranks started. Blocked, not ignored: wandb's service, which takes
-    # this over, would ignore that a signal is ignored.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
     source, sink = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     nowhere = os.open(os.devnull, os.O_RDWR)  # wandb's own children inherit these, and print what they like
     os.dup2(nowhere, 0)
