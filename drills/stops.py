@@ -9,7 +9,7 @@ from pathlib import Path
 
 from drills import record
 from drills.held import Held
-from drills.job import Job, kill
+from drills.job import ROOT, Job, kill
 from drills.row import Row
 from drills.scene import STEPS_PER_EPOCH, Scene
 
@@ -70,8 +70,8 @@ def _stop(scene: Scene, launcher: str, world: int, name: str, phase: str, target
         problems.append(f"no runs/{name}/stopped: {text[-1500:]}")
     elif stopped["step"] != record.saved(run):
         problems.append(f"stopped at step {stopped['step']}, saved is {record.saved(run)}")
-    if "Traceback" in text:
-        problems.append(f"a traceback: {text[text.index('Traceback') :][:1500]}")
+    if (ours := f'File "{ROOT}') in text:  # torchrun's own traceback has none of it
+        problems.append(f"a traceback: {text[text.index(ours) :][:1500]}")
     if (target == "one rank" or launcher == "python") and status:
         problems.append(f"exit status {status}")
     if phase == "evaluation" and stopped and stopped["step"] in record.evaluated(run):
