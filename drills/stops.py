@@ -13,7 +13,7 @@ from drills.job import ROOT, Job, kill
 from drills.row import Row
 from drills.scene import STEPS_PER_EPOCH, Scene
 
-_PHASES = ("train", "evaluation", "first batch", "save")
+_PHASES = ("train", "first batch", "save", "evaluation")  # the last leaves an evaluation to be made up for
 _TARGETS = {
     "torchrun": ("launcher", "group", "one rank"),
     "deepspeed": ("launcher", "group", "one rank"),

@@ -33,6 +33,7 @@ Labels = NDArray[np.int32]
 
 _LEFT_TO_THE_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
+_SECONDS_TO_LEAVE = 1.0  # that workers have when they are told to
 _IN_ORDER = 2  # shards at once, where samples are read as they lie: a batch may begin in one and end in the next
 
 
@@ -180,12 +181,21 @@ class Feed:
         """End the workers; a second call does nothing."""
         atexit.unregister(self.close)
         if self._workers:
-            # torch's own way first: it forgets the workers, so that their end is not taken for a crash.
+            # torch's own way first: it forgets the workers, so that their end is not taken for a crash. But it would
+            # wait 10 s for each that waits for a shard that does not come: longer than launchers wait.
+            impatient = threading.Timer(_SECONDS_TO_LEAVE, self._kill)
+            impatient.start()
             self._loader._shutdown_workers()  # type: ignore[attr-defined]
+            impatient.cancel()
+            impatient.join()
+        self._kill()
         for worker in self._workers:
-            worker.kill()
             worker.join()
         self._workers = set()
+
+    def _kill(self) -> None:
+        for worker in self._workers:
+            worker.kill()
 
 
 def fork_server() -> ForkServerContext:

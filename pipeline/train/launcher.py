@@ -22,6 +22,7 @@ class Launcher:
     def __init__(self) -> None:
         self._chain: list[psutil.Process] = []
         self._orphan = False
+        self._typed = list(sys.orig_argv)
         parent = psutil.Process().parent()
         if parent is None:
             return
@@ -32,6 +33,9 @@ class Launcher:
             self._chain = [parent] if runner is None else [parent, runner]
             # It went while this process was starting, and init took over what it left.
             self._orphan = runner is None or (runner.pid == 1 and not any("deepspeed" in w for w in _words(runner)))
+        # Looked up now: when it is asked for, they may be gone.
+        if self._chain and not self._orphan:
+            self._typed = _words(self._chain[-1]) or self._typed
 
     @property
     def is_torchrun(self) -> bool:
@@ -67,8 +71,7 @@ class Launcher:
         """
         if "SLURM_JOB_ID" in os.environ:
             return None
-        words = _words(self._chain[-1]) if self._chain else []
-        return shlex.join(redact(w) if "://" in w else w for w in resuming(words or sys.orig_argv))
+        return shlex.join(redact(w) if "://" in w else w for w in resuming(self._typed))
 
 
 def resuming(words: Sequence[str]) -> list[str]:

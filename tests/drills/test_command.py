@@ -55,8 +55,7 @@ def test_what_failed_is_named_kept_and_told_by_the_status(tmp_path: Path, capsys
     assert page.read_text() == "as it is"
 
 
-def test_the_page_has_every_drill_and_none_that_failed() -> None:
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
-    for name in ("SIGKILL", "SIGTERM", "wandb", "damaged checkpoint", "S3 down", "a node killed", "other processes"):
-        assert any(line.startswith(f"| {name} |") for line in rows), name
-    assert "FAILED" not in PAGE.read_text()
+def test_the_page_has_a_place_for_the_table_and_nothing_that_failed() -> None:
+    text = PAGE.read_text()
+    assert text.count(command._BEGIN) == text.count(command._END) == 1
+    assert "FAILED" not in text

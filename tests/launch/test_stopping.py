@@ -123,6 +123,7 @@ def test_ranks_whose_runner_was_terminated_save_and_leave(config: Path) -> None:
         assert not alive, job.end_of_log()
     stopped = json.loads((run / "stopped").read_text())
     assert stopped["reason"] == "its launcher is gone"
+    assert "deepspeed --num_accelerators 2" in job.log.read_text().split("to go on:\n")[1]
     assert (run / f"checkpoints/step-{stopped['step']:09d}/index.json").exists()
     assert "Traceback" not in job.log.read_text()
 

@@ -53,6 +53,5 @@ def test_the_command_that_goes_on_names_no_key(monkeypatch: pytest.MonkeyPatch) 
     place = f"--data.train=https://me:{SECRET}@h/x?s={SECRET}"
     monkeypatch.setattr("sys.orig_argv", ["python", "launch/train.py", "a.toml", place, "--run.name", "what?"])
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    monkeypatch.setattr(Launcher, "__init__", lambda self: setattr(self, "_chain", []))
     said = Launcher().command()
     assert said == "python launch/train.py a.toml --data.train=https://h/x --run.name 'what?' --resume auto"
