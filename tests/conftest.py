@@ -8,7 +8,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,10 +77,11 @@ def world() -> "Iterator[World]":
     dist.stop()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around xdist, which reads the groups first of all
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """Where two processes run the tests: a file's stay together, and so do all in launch/."""
     for item in items:
         name = item.path.relative_to(Path(__file__).parent).as_posix()
         together = "launchers" if name.startswith("launch/") else name
         item.add_marker(pytest.mark.xdist_group(together))
+    yield
