@@ -23,7 +23,7 @@ demo: $(STAMP)
 	$(BIN)/alasca compare configs/compare/demo.toml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 drill: $(STAMP)
 	$(BIN)/python -m drills --out docs/drills.md

@@ -8,9 +8,9 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -77,11 +77,21 @@ def world() -> "Iterator[World]":
     dist.stop()
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # around xdist, which reads the groups first of all
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """Where two processes run the tests: a file's stay together, and so do all in launch/."""
-    for item in items:
-        name = item.path.relative_to(Path(__file__).parent).as_posix()
-        together = "launchers" if name.startswith("launch/") else name
-        item.add_marker(pytest.mark.xdist_group(together))
-    yield
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first: real launchers."""
+    items.sort(key=lambda item: "launch" not in item.path.parts)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where two processes run the tests: a file's stay together, and so do all in launch/.
+
+    Not by xdist's groups: they change a name that pytest 9.2 does not read again, and group nothing.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "launchers" if "/launch/" in file else file
+
+    return Files(config, log)
