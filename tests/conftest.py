@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where two processes run the tests: a file's stay together, and so do all in launch/.
+    """Where two processes run the tests: a file's stay together, and so do those in launch/.
 
     Not by xdist's groups: they change a name that pytest 9.2 does not read again, and group nothing.
     """
@@ -92,6 +92,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            return "launchers" if "/launch/" in file else file
+            alone = file.endswith("test_compare.py")  # long, and does not mind company
+            return "launchers" if "/launch/" in file and not alone else file
 
     return Files(config, log)
