@@ -1,10 +1,10 @@
-# Everything a person types: make install | demo | test | lint | lock
+# Everything a person types: make install | demo | test | drill | lint | lock
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint lock clean
+.PHONY: install demo test drill lint lock clean
 
 install: $(STAMP)
 
@@ -23,7 +23,10 @@ demo: $(STAMP)
 	$(BIN)/alasca compare configs/compare/demo.toml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+drill: $(STAMP)
+	$(BIN)/python -m drills --out docs/drills.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

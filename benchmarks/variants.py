@@ -125,7 +125,7 @@ def _ours(variant: Variant, setting: Setting, world: World, batches: Iterator[Ba
             main, aux = engine.forward(batch.images)
             losses = objective(main, aux, batch.labels, batch.positions, batch.valid, EPOCH)
             engine.backward(losses.total)
-        engine.step(LR)
+        objective.settle(engine.step(LR).any())
         return losses.total.detach()
 
     return step

@@ -14,7 +14,7 @@ from pipeline.bench.memory import proportional, resident
 from pipeline.bench.spread import table
 from pipeline.data.loader import Feed, TrainBatches, train_keys
 from pipeline.data.plan import Plan
-from shards.manifest import KEYS, MANIFEST, SAMPLES, Manifest
+from shards.manifest import INDEX, KEYS, MANIFEST, SAMPLES, Manifest
 
 _FIELDS = ("RSS", "PSS", "own", "mapped")
 _LANES = 8
@@ -34,6 +34,7 @@ def repeated(manifest: Manifest, folder: Path, samples: int) -> Manifest:
     document = json.loads((manifest.root / MANIFEST).read_text())
     entry = next(entry for entry in document["shards"] if entry["name"] == first.name)
     document["shards"] = [entry | {"name": f"shard-{number:06d}.tar"} for number in range(shards)]
+    document["source"]["reader"] = INDEX  # as of tars by others: names in them do not follow the order of this table
     for shard in document["shards"]:
         os.link(manifest.root / first.name, folder / shard["name"])
     for name in (SAMPLES, KEYS):

@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import contextlib
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import NoReturn, TypeAlias
 
 from pipeline.bench import commands as bench_commands
 from shards import commands as shard_commands
-from shards.errors import InputError, OwnError
+from shards.errors import InputError, OwnError, one_line
 
 Parser = argparse.ArgumentParser
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -29,7 +30,8 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     status = main(argv)
     atexit._run_exitfuncs()
     sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        sys.stderr.flush()
     os._exit(status)
 
 
@@ -48,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The first process of the node reports the mistake, and its end makes the launcher end this one. Leaving at
             # once would make the launcher end the first before its line is out. Who is still here found it alone.
             time.sleep(_SECONDS_TO_SPEAK)
-        # From a data worker the message arrives under a traceback; its last line is ours.
-        line = str(error).strip().splitlines()[-1].split("Error: ", 1)[-1] if "\n" in str(error) else str(error)
-        print(f"alasca: {line}", file=sys.stderr)
+        print(f"alasca: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("alasca: interrupted", file=sys.stderr)
@@ -102,14 +102,14 @@ def _add_train(commands: Commands) -> None:
         _train,
         "  alasca train configs/imagefolder.toml --data.train data/clothing/train --optim.epochs 5\n"
         "  torchrun --nproc-per-node 8 launch/train.py configs/imagefolder.toml --resume auto",
-        usage="alasca train CONFIG [--section.key VALUE ...] [--resume auto|PATH|none]",
+        usage="alasca train CONFIG [--section.key VALUE ...] [--resume auto|PATH|none] [--max-minutes X]",
     )
     parser.add_argument("config", metavar="CONFIG", help="TOML file; pipeline/config.py lists the keys")
     parser.add_argument(
         "overrides",
         nargs=argparse.REMAINDER,
         metavar="...",
-        help="any key of the file, over it; --resume X is short for --run.resume X",
+        help="any key of the file, over it; --resume X and --max-minutes X are short for those of [run]",
     )
 
 
@@ -119,17 +119,14 @@ def _train(args: argparse.Namespace) -> int:
 
     from pipeline import configfile
 
-    words = [_resume_key(word) for word in args.overrides]
-    chosen = configfile.load(args.config, words)
+    chosen = configfile.load(args.config, args.overrides)
 
     from pipeline.train.loop import train
 
-    train(chosen)
-    return 0
-
-
-def _resume_key(word: str) -> str:
-    return "--run." + word[2:] if word == "--resume" or word.startswith("--resume=") else word
+    if failures := train(chosen):
+        more = f" (and {len(failures) - 1:,} more)" if len(failures) > 1 else ""
+        print(f"alasca: ended, but {failures[-1]}{more}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _add_eval(commands: Commands) -> None:

@@ -1,22 +1,17 @@
-"""The whole configuration of a run: every section and key, its type, its range and its default. Frozen."""
+"""The whole configuration of a run: every section and key, its type, its range and its default. Frozen.
+
+Those of `[method]` are in methodconfig.py.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from pipeline.methodconfig import Method
+from pipeline.section import Count, Fraction, NonNegative, Section
 from shards.cache import Cache
-
-Count = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A table of the file; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
 class Run(Section):
@@ -27,6 +22,7 @@ class Run(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     resume: str = "none"  # auto | none | the path of a checkpoint
     max_steps: Count | None = None  # stop here for now, saved: to try a set-up
+    max_minutes: Annotated[float, Field(gt=0)] | None = None  # of this process; then it stops, saved
 
 
 class Data(Section):
@@ -78,88 +74,6 @@ class Model(Section):
     pretrained: str = "none"  # none | a weights file | a name of torchvision's weights
 
 
-class Alasca(Section):
-    """ALASCA (Ko, Yi, Yun; AAAI 2023), defaults as released; the warm-up defaults to a quarter of the run."""
-
-    aux_weight: NonNegative = 2.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.7
-    temperature: Annotated[float, Field(gt=0)] = 0.333
-    warmup_epochs: NonNegative | None = None
-    confidence: Literal["ema", "current"] = "ema"
-
-
-class LabelSmoothing(Section):
-    """Szegedy et al. 2016."""
-
-    epsilon: Fraction = 0.1
-
-
-class GeneralizedCrossEntropy(Section):
-    """Zhang and Sabuncu 2018."""
-
-    q: Annotated[float, Field(gt=0, le=1)] = 0.7
-
-
-class SymmetricCrossEntropy(Section):
-    """Wang et al. 2019."""
-
-    alpha: NonNegative = 1.0
-    beta: NonNegative = 0.4
-
-
-class HiddenGradients(Section):
-    """HAR (Cao et al. 2021); the mean of `class_errors`, files of `alasca eval`, gives its weights by class."""
-
-    class_errors: tuple[str, ...] | None = None
-
-    @field_validator("class_errors", mode="before")
-    @classmethod
-    def _one_is_enough(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, str) else given
-
-
-class InputJacobian(Section):
-    """Hoffman, Roberts and Yaida 2019."""
-
-    n_proj: Count = 1
-
-
-# Published defaults: HAR's 0.1 on gradients of a mean over 128 samples, ours on those of a sum; the Jacobian's 0.01.
-_PENALTY_WEIGHTS = {"none": 0.0, "har": 0.1 / 128, "jacobian": 0.01}
-
-
-class Method(Section):
-    """Base loss on the main head, regulariser on the auxiliary heads, Lipschitz penalty on the network."""
-
-    base: Literal["ce", "ls", "gce", "sce"] = "ce"
-    aux: Literal["none", "alasca"] = "alasca"
-    penalty: Literal["none", "har", "jacobian"] = "none"
-    penalty_weight: NonNegative | None = None  # of the penalty's paper, unless given
-    alasca: Alasca = Alasca()
-    ls: LabelSmoothing = LabelSmoothing()
-    gce: GeneralizedCrossEntropy = GeneralizedCrossEntropy()
-    sce: SymmetricCrossEntropy = SymmetricCrossEntropy()
-    har: HiddenGradients = HiddenGradients()
-    jacobian: InputJacobian = InputJacobian()
-
-    @model_validator(mode="after")
-    def _weight_needs_a_penalty(self) -> Self:
-        if self.penalty == "none" and self.penalty_weight is not None:
-            raise ValueError("penalty_weight needs penalty = 'har' or 'jacobian'")
-        return self
-
-    @property
-    def weight_of_penalty(self) -> float:
-        """Factor on the penalty's mean over the micro-batch."""
-        return _PENALTY_WEIGHTS[self.penalty] if self.penalty_weight is None else self.penalty_weight
-
-    @property
-    def base_options(self) -> dict[str, float]:
-        """Keyword arguments of the base loss."""
-        table = getattr(self, self.base, None)
-        return table.model_dump() if table is not None else {}
-
-
 class Optim(Section):
     """SGD and its schedule; every epoch count becomes steps of the plan."""
 
@@ -174,6 +88,7 @@ class Optim(Section):
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup_epochs: NonNegative = 0.0
     clip: NonNegative = 0.0  # gradient norm; 0 = off
+    max_nonfinite_steps: Count = 3  # so many in a row, each of which changes nothing, end the run
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -209,7 +124,8 @@ class Eval(Section):
     """`every` epochs, and at the end, on each `[eval.NAME]`."""
 
     every: Count = 1
-    sets: dict[str, EvalSet] = {}
+    select_by: str | None = None  # a clean validation set: the checkpoint with its best main/top1 is kept too
+    sets: dict[str, EvalSet] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -225,6 +141,7 @@ class Checkpoint(Section):
     """When to save and how many to keep; every_steps = 0 saves at the end of each epoch."""
 
     every_steps: Annotated[int, Field(ge=0)] = 0
+    every_minutes: Annotated[float, Field(gt=0)] | None = None  # besides, where the last save is so long ago
     keep: Count = 2
 
 
@@ -240,9 +157,10 @@ class Track(Section):
 
 
 class Dist(Section):
-    """Seconds after which a collective that hangs ends the run."""
+    """Seconds without progress, and without a sign of life of a process, after which the run ends."""
 
     timeout: Annotated[float, Field(gt=0)] = 600.0
+    heartbeat: Annotated[float, Field(gt=0)] = 30.0
 
 
 class Config(Section):
@@ -265,6 +183,12 @@ class Config(Section):
             raise ValueError(f"model.heads = '{self.model.heads}' would never learn with method.aux = 'none': drop one")
         if self.method.aux != "none" and self.model.heads == "none":
             raise ValueError(f"method.aux = '{self.method.aux}' needs heads: model.heads = 'light' or 'bottleneck'")
+        return self
+
+    @model_validator(mode="after")
+    def _select_by_a_set(self) -> Self:
+        if self.eval.select_by is not None and self.eval.select_by not in self.eval.sets:
+            raise ValueError(f"eval.select_by = '{self.eval.select_by}' names none of [eval.NAME]")
         return self
 
     @property

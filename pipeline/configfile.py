@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import sys
 import tomllib
 import types
 from collections.abc import Sequence
@@ -10,8 +11,12 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Config, EvalSet, Section
+from pipeline.config import Config, EvalSet
+from pipeline.section import Section
 from shards.errors import InputError
+from shards.url import public
+
+_SHORT = ("resume", "max-minutes")
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -23,6 +28,24 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
         InputError: no such file, broken TOML, an unknown key (the nearest is named), a value out of range.
     """
     return parse(read_toml(path), overrides, name=Path(path).stem, where=str(path))
+
+
+def store(path: Path, config: Config) -> None:
+    """Write a resolved configuration, whole or not at all; where a URL in it holds a secret, for this user alone.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    tables = config.model_dump(mode="json")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        mode = 0o666 if public(tables) == tables else 0o600
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+            file.write(config.to_toml())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def parse(tables: dict[str, Any], overrides: Sequence[str] = (), *, name: str, where: str) -> Config:
@@ -60,11 +83,16 @@ def merge(tables: dict[str, Any], over: dict[str, Any]) -> None:
 
 
 def overlay(tables: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Lay `--section.key VALUE` or `--section.key=VALUE` over nested tables; values are TOML, else plain strings."""
+    """Lay `--section.key VALUE` or `--section.key=VALUE` over nested tables; values are TOML, else plain strings.
+
+    `--resume` and `--max-minutes` are short for keys of `[run]`.
+    """
     words = list(overrides)
     while words:
         word = words.pop(0)
         key, equals, value = word.removeprefix("--").partition("=")
+        if key in _SHORT:
+            key = f"run.{key}"
         if not word.startswith("--") or "." not in key:
             raise InputError(f"unknown argument '{word}': configuration goes as --section.key VALUE")
         if not equals:
@@ -128,3 +156,11 @@ def _section_of(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, types.UnionType):
         return next((a for a in get_args(annotation) if isinstance(a, type)), None)
     return annotation
+
+
+if __name__ == "__main__":  # the scripts in launch/ ask where the run is going to be
+    try:
+        print(load(sys.argv[1], sys.argv[2:]).folder)
+    except InputError as error:
+        print(f"alasca: {error}", file=sys.stderr)
+        sys.exit(2)

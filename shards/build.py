@@ -15,7 +15,7 @@ from shards.errors import InputError
 from shards.localfolder import LocalFolder
 from shards.manifest import Manifest
 from shards.noise import Noise
-from shards.outline import shard_name
+from shards.outline import Outline, shard_name
 from shards.part import Part
 from shards.plan import make as make_plan
 from shards.progress import Progress
@@ -124,9 +124,17 @@ def _build(
     try:
         staging = Staging(destination, [every[index] for index in mine], plan.settings, plan.build, part, progress)
         with staging, _resumable(name, progress):
+            if staging.published is not None:
+                progress.say(f"{name}: another job has finished this very build; nothing to do")
+                return staging.published
             todo = [index for index in mine if every[index] in set(staging.todo)]
             if len(todo) < len(mine):
                 progress.say(f"{name}: continuing; {len(mine) - len(todo)} of {len(mine)} shards are there")
+            if part and (known := Outline.load(destination)) and known.fingerprint != plan.outline.fingerprint:
+                raise InputError(
+                    f"--out {name}: its other parts have other labels or images; build all parts with the same programs"
+                    " from the same files, in a new folder"
+                )
             progress.start(sum(len(plan.outline.ids(index)) for index in todo), "images")
             tasks = (plan.task(index, destination) for index in todo)
             _run(tasks, min(workers, len(todo)), workers, progress.advance)

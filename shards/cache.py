@@ -8,6 +8,7 @@ a file; a writer's exclusive lock on NAME.part makes it the only one. Locks end 
 import errno
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,6 +19,10 @@ from shards.errors import OwnError
 
 PART = ".part"
 
+# Names of `shards.url.folder_name` and `shards.store.Store`: the folder may be one in which other things lie.
+_FOLDER = re.compile(r"-[0-9a-f]{16}$")
+_FILE = re.compile(r"^[0-9a-f]{64}-|-[0-9a-f]{32}(\.part)?$")
+NEVER = 10 * 365 * 24 * 3600.0  # seconds from now, to `mark` what is not needed for long
 _KEPT = 7 * 24 * 3600.0  # seconds that the small files beside the shards stay after their last use
 
 
@@ -42,8 +47,9 @@ class Cache:
 
     def sweep(self) -> None:
         """Remove what processes that are gone left unfinished."""
-        for path in self.root.glob(f"*/*{PART}"):
-            _remove_unlocked(path)
+        for name, _ in list(self._files()):
+            if name.endswith(PART):
+                _remove_unlocked(Path(name))
 
     def make_room(self, needed: int, release: Callable[[], bool] | None = None) -> bool:
         """Remove files that nobody reads until `needed` more bytes fit, and return whether they do.
@@ -85,11 +91,14 @@ class Cache:
         return lacking
 
     def _files(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Yield the path of every file in the cache and its status; not Path.glob, as there may be many thousands."""
+        """Yield the path of every file that is the cache's own and its status, whatever else lies in its folder.
+
+        Not Path.glob: there may be many thousands.
+        """
         with suppress(FileNotFoundError), os.scandir(self.root) as folders:
-            for folder in folders:
+            for folder in (entry for entry in folders if _FOLDER.search(entry.name)):
                 with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder.path) as files:
-                    for file in files:
+                    for file in (entry for entry in files if _FILE.search(entry.name)):
                         with suppress(FileNotFoundError):  # another process makes room too
                             yield file.path, file.stat()
 
@@ -191,7 +200,11 @@ def _remove_unlocked(path: Path) -> bool:
         return False  # of another user
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            return False  # removed, and fetched anew since it was opened
+        path.unlink()
+        return True
+    except FileNotFoundError:
         return True
     except OSError:
         return False

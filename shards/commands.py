@@ -1,6 +1,7 @@
 """The sub-commands `shard`, `merge`, `inspect` and `verify` of the command line."""
 
 import argparse
+import shlex
 import time
 from pathlib import Path
 
@@ -176,7 +177,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     for line in [*warnings(manifest), *lines]:
         print(line)
     if manifest.store is None:
-        print(f"\nthis was a look; `alasca verify {args.dir}` hashes everything")
+        print(f"\nthis was a look; `alasca verify {shlex.quote(args.dir)}` hashes everything")
     return 0
 
 

@@ -20,4 +20,6 @@ def find(out: str | Path) -> Destination:
         return LocalFolder(Path(text.partition("://")[2]))
     if scheme in ("http", "https"):
         raise InputError(f"--out {redact(text)}: nothing is written over {scheme}; give a folder or s3://BUCKET/PREFIX")
+    if set("*?[") & set(redact(text)):
+        raise InputError(f"--out {redact(text)}: *, ? and [ stand for other names in addresses; name another prefix")
     return RemoteFolder(text.rstrip("/"))

@@ -11,3 +11,9 @@ class InputError(ValueError):
 
 class OwnError(InputError):
     """An InputError that one process of a run may find alone; it reports it whatever its rank."""
+
+
+def one_line(error: InputError) -> str:
+    """The message; from a data worker it arrives under a traceback, and its last line is ours."""
+    text = str(error)
+    return text.strip().splitlines()[-1].split("Error: ", 1)[-1] if "\n" in text else text

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
@@ -45,9 +45,14 @@ class LocalFolder:
         """Return the files in it, or in a folder of it, with their bytes; folders with None."""
         try:
             with os.scandir(self.root / folder) as entries:
-                return {entry.name: None if entry.is_dir() else entry.stat().st_size for entry in entries}
+                found = list(entries)
         except FileNotFoundError:
             return {}
+        lengths: dict[str, int | None] = {}
+        for entry in found:
+            with suppress(FileNotFoundError):  # another job's temporary file, renamed since
+                lengths[entry.name] = None if entry.is_dir() else entry.stat().st_size
+        return lengths
 
     def read(self, names: Iterable[str]) -> Iterator[bytes | None]:
         """Yield the content of files, in order; None for each that is not there."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,8 +32,13 @@ def merge(places: Sequence[str | Path], progress: Progress | None = None) -> Man
     progress = progress or Progress()
     folders = [find(place) for place in places]
     out = folders[0]
-    if MANIFEST in out.entries():
-        progress.say(f"{out.name}: is finished already; nothing to do")
+    if len({os.path.realpath(folder.name) for folder in folders}) < len(folders):
+        raise InputError(f"{out.name}: one folder is named twice; name each once")
+    entries = out.entries()
+    if MANIFEST in entries:
+        progress.say(f"{out.name}: is finished already; nothing to do, and nothing is taken from elsewhere")
+        if BUILD_FOLDER in entries:
+            out.remove_build_folder()  # left where a merge was killed in its last moment
         return Manifest.load(out.root) if isinstance(out, LocalFolder) else Manifest.read(out.url)
     try:
         with ExitStack() as stack:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.destination import Destination
+from shards.errors import InputError
 from shards.localfolder import LocalFolder
 from shards.manifest import (
     KEYS,
@@ -72,7 +73,11 @@ def publish_build(destination: Destination, outline: Outline, sidecars: Iterable
     shards = []
     unreadable: list[list[str]] = []
     for index, sidecar in enumerate(sidecars):
-        assert sidecar is not None, f"{shard_name(index)} was written"
+        if sidecar is None:
+            raise InputError(
+                f"--out {destination.name}: {shard_name(index)} is gone: another build writes there too; let one end,"
+                " and run the same again to go on"
+            )
         shards.append(Shard(shard_name(index), *(sidecar[name] for name in ("samples", "bytes", "sha256"))))
         rows = table[outline.ids(index).start : outline.ids(index).stop]
         for column in ("offset", "size", "width", "height"):

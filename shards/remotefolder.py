@@ -52,8 +52,9 @@ class RemoteFolder:
                 found = system.ls(path, detail=True)
             except FileNotFoundError:
                 return {}
-            names = (entry["name"].rstrip("/").rpartition("/")[2] for entry in found)
-            return {name: e["size"] if e["type"] == "file" else None for name, e in zip(names, found, strict=True)}
+            inside = [entry for entry in found if entry["name"].rstrip("/") != path.rstrip("/")]  # a folder's own mark
+            names = (entry["name"].rstrip("/").rpartition("/")[2] for entry in inside)
+            return {name: e["size"] if e["type"] == "file" else None for name, e in zip(names, inside, strict=True)}
 
         return self._persistently(ask, folder)
 

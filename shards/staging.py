@@ -136,9 +136,10 @@ def sidecars(out: Destination, names: Sequence[str], fingerprint: str, of: str) 
 class Staging:
     """The build folder, held by one build, or one job of each of its parts, at a time; a context manager.
 
-    names: of the shards to write. settings: what was asked. build: fingerprint. todo: those of
-    `names` that are not finished yet, once it is entered. Raises InputError where another build
-    is under way or unfinished there. Shards of the same settings but other raw files are thrown away.
+    names: of the shards to write. settings: what was asked. build: fingerprint. todo: those of `names` that are not
+    finished yet, once it is entered. published: the dataset, where another job has finished it meanwhile. Raises
+    InputError where another build is under way or unfinished there. Shards of the same settings but other raw files are
+    thrown away.
     """
 
     def __init__(
@@ -157,7 +158,9 @@ class Staging:
         with ExitStack() as stack:
             self.out.prepare()
             lock(self.out, self.part, stack)
-            self._resume()
+            self.published = finished(self.out, self.settings)  # by another job, since the build looked first
+            if self.published is None:
+                self._resume()
             self._locks = stack.pop_all()
         return self
 

@@ -48,7 +48,14 @@ def check(url: str) -> str:
         raise InputError(f"{redact(url)}: chains of file systems are not read; {_WORDS}")
     if scheme not in LOCAL and not urlsplit(url).netloc.rpartition("@")[2]:
         raise InputError(f"{redact(url)}: names no host or bucket; {_WORDS}")
+    if scheme in ("http", "https") and not re.fullmatch(r"\d*", _port(url)):
+        raise InputError(f"{scheme}: an address has no port number after its host; write a / in a password as %2F")
     return scheme
+
+
+def _port(url: str) -> str:
+    host = urlsplit(url).netloc.rpartition("@")[2]
+    return "" if host.endswith("]") else host.rpartition(":")[2] if ":" in host else ""
 
 
 def join(url: str, name: str) -> str:
@@ -81,7 +88,7 @@ def ascend(url: str, place: str) -> str:
 def redact(text: str) -> str:
     """Return a URL, or a text with URLs in it, without user names, passwords and queries."""
     text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
-    return re.sub(r"\?[^\s'\")]*", "", text)
+    return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1", text)
 
 
 def public(value: Any) -> Any:

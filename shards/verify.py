@@ -186,18 +186,19 @@ def _check_shards(
 
 def _check_shard(manifest: Manifest, index: int, first: int, rows: NDArray[Any] | None, decode: bool) -> ShardCheck:
     shard, foreign = manifest.shards[index], manifest.source.get("reader") == INDEX
-    if manifest.store_of(index) is None:
+    store = manifest.store_of(index)
+    if store is None:
         return shardcheck.check(manifest.shard_path(index), shard, first, rows, foreign, decode)
     try:
         held = manifest.open_shard(index)  # what somebody holds is not removed to make room
     except DifferenceError as error:
         nothing = np.zeros(0 if rows is None else len(rows), dtype=np.uint64)
         return ShardCheck(nothing, [f"{shard.file}: {error.reason}"])
+    path = store.path(shard.name, shard.sha256)
     try:
-        path = manifest.shard_path(index)
         return shardcheck.check(path, shard, first, rows, foreign, decode)
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
         os.close(held)
 
 

@@ -10,7 +10,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -77,10 +77,22 @@ def world() -> "Iterator[World]":
     dist.stop()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two processes run the tests: a file's stay together, and so do all in launch/."""
-    for item in items:
-        name = item.path.relative_to(Path(__file__).parent).as_posix()
-        together = "launchers" if name.startswith("launch/") else name
-        item.add_marker(pytest.mark.xdist_group(together))
+    """What takes longest begins first: real launchers."""
+    items.sort(key=lambda item: "launch" not in item.path.parts)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where two processes run the tests: a file's stay together, and so do those in launch/.
+
+    Not by xdist's groups: they change a name that pytest 9.2 does not read again, and group nothing.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            alone = file.endswith("test_compare.py")  # long, and does not mind company
+            return "launchers" if "/launch/" in file and not alone else file
+
+    return Files(config, log)

@@ -32,6 +32,16 @@ def test_defaults_are_the_papers() -> None:
     assert parsed("--method.aux", "none").heads == "none"
 
 
+def test_what_one_types_often_is_short() -> None:
+    run = parsed("--max-minutes", "1.5", "--resume=auto").run
+    assert (run.max_minutes, run.resume) == (1.5, "auto")
+    for word in ("resume", "--max-minute"):
+        with pytest.raises(InputError, match=f"unknown argument '{word}'"):
+            parsed(word, "1")
+    with pytest.raises(InputError, match=r"run.max_minutes = 0: Input should be greater than 0"):
+        parsed("--max-minutes", "0")
+
+
 def test_overrides_are_toml_values_or_plain_words() -> None:
     config = parsed(
         "--optim.lr", "1e-2", "--optim.schedule=multistep", "--optim.milestones", "[60, 90]", "--data.train", "a b",

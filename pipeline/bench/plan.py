@@ -40,8 +40,11 @@ def even_shards(samples: int, shards: int) -> NDArray[np.int64]:
     Raises:
         InputError: fewer samples than shards, or no shard.
     """
-    if not 1 <= shards <= samples:
-        raise InputError(f"--samples {samples} cannot lie in --shards {shards}: give at least one sample to each shard")
+    if not 1 <= shards <= samples < 2**40:
+        raise InputError(
+            f"--samples {samples} cannot lie in --shards {shards}: give at least one sample to each shard, and fewer"
+            " than 2**40 in all"
+        )
     return np.diff(np.arange(shards + 1, dtype=np.int64) * samples // shards)
 
 

@@ -35,29 +35,31 @@ def measure(config: Config, *, steps: int, repeats: int) -> StepFigures:
     Raises:
         InputError: what a training run would refuse.
     """
-    with tempfile.TemporaryDirectory(prefix="alasca-bench-") as folder:
-        config = config.model_copy(
-            update={
-                "run": config.run.model_copy(update={"dir": folder, "resume": "none"}),
-                "track": config.track.model_copy(update={"wandb": "disabled", "reference": None}),
-                "eval": config.eval.model_copy(update={"sets": {}}),
-            }
+    config = config.model_copy(
+        update={
+            "track": config.track.model_copy(update={"wandb": "disabled", "reference": None}),
+            "eval": config.eval.model_copy(update={"sets": {}, "select_by": None}),
+        }
+    )
+    inputs = Inputs.open(config, dist.world_size())
+    taken, there = _WARM_UP + steps * repeats, config.optim.epochs * inputs.plan.steps_per_epoch
+    if taken > there:
+        raise InputError(
+            f"{_WARM_UP} + {repeats} x {steps} steps are more than the {there} of the run: lower --steps or"
+            " --repeats, or raise optim.epochs"
         )
-        inputs = Inputs.open(config, dist.world_size())
-        taken, there = _WARM_UP + steps * repeats, config.optim.epochs * inputs.plan.steps_per_epoch
-        if taken > there:
-            raise InputError(
-                f"{_WARM_UP} + {repeats} x {steps} steps are more than the {there} of the run: lower --steps or"
-                " --repeats, or raise optim.epochs"
-            )
-        world = dist.start(config.dist.timeout)
-        training = Training(config, inputs, world)
+    world = dist.start(config.dist.timeout)
+    with tempfile.TemporaryDirectory(prefix="alasca-bench-") as own:
+        folder = dist.gather(own)[0]
+        run = config.run.model_copy(update={"dir": folder, "resume": "none"})
+        training = Training(config.model_copy(update={"run": run}), inputs, world)
         try:
             windows = _windows(training, steps, repeats)
         finally:
             training.close()
-        device = world.device.type
-        dist.stop()
+        dist.barrier()  # rank 0's folder goes with its block
+    device = world.device.type
+    dist.stop()
     seconds = [window["seconds"] / steps for window in windows]
     waits = [window["data_wait"] * each for window, each in zip(windows, seconds, strict=True)]
     return StepFigures(

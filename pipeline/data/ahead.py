@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pipeline.data.plan import Need, Plan
-from shards.cache import mark
+from shards.cache import NEVER, mark
 from shards.errors import OwnError
 from shards.manifest import Manifest
 
 _THREADS = 4  # one connection seldom fills a line
 _LOOK = 0.1  # seconds between looks at how far training has come
 _PAUSE = 5.0  # seconds before another try at what failed
-_NEVER = 10 * 365 * 24 * 3600.0
 
 
 class _Visit(NamedTuple):
@@ -134,7 +133,7 @@ class Ahead:
         for visit in read:
             shard, store, step = self._manifest.shards[visit.shard], self._stores[visit.shard], self._again(visit)
             assert store is not None
-            wait = _NEVER if step is None else self._seconds(step)
+            wait = NEVER if step is None else self._seconds(step)
             mark(store.path(shard.name, shard.sha256), time.time() + wait)
 
     def _again(self, visit: _Visit) -> int | None:

@@ -5,6 +5,8 @@ import dataclasses
 import math
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.augment import Augment, eval_view, sample_rng, train_view
+from pipeline.data.batch import Bad, Batch
 from pipeline.data.decode import Pixels, UndecodableImageError, decode
 from pipeline.data.frames import AHEAD, Arrivals, Frames
 from pipeline.data.plan import Ids, Plan
@@ -28,51 +31,10 @@ from shards.manifest import Manifest
 
 Labels = NDArray[np.int32]
 
+_LEFT_TO_THE_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+_SECONDS_TO_LEAVE = 1.0  # that workers have when they are told to
 _IN_ORDER = 2  # shards at once, where samples are read as they lie: a batch may begin in one and end in the next
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A sample that could not be decoded, and why."""
-
-    sample_id: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch.
-
-    A sample that did not decode keeps its slot with `valid` False and the pixels of its neighbour, so that BatchNorm
-    sees real data and every other sample stays where it was.
-    """
-
-    images: torch.Tensor  # uint8 [B, H, W, 3]
-    labels: torch.Tensor  # int64 [B]
-    positions: torch.Tensor  # int64 [B], places in the sorted active ids
-    valid: torch.Tensor  # bool [B]
-    bad: tuple[Bad, ...] = ()
-
-    def _map(self, move: Any) -> "Batch":
-        tensors = {f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "bad"}
-        return Batch(**tensors, bad=self.bad)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Each tensor travels through shared memory and a descriptor of its own: too much for a few numbers.
-        few = {name: getattr(self, name).numpy() for name in ("labels", "positions", "valid")}
-        return _arrived, (self.images, few, self.bad)
-
-    def pin_memory(self) -> "Batch":
-        """The same in page-locked memory; DataLoader calls this."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same on a device, without waiting for the copy."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-
-def _arrived(images: torch.Tensor, few: dict[str, NDArray[Any]], bad: tuple[Bad, ...]) -> Batch:
-    return Batch(images, **{name: torch.from_numpy(values) for name, values in few.items()}, bad=bad)
 
 
 class TrainBatches(Dataset[Batch]):
@@ -136,7 +98,7 @@ class EvalBatches(Dataset[Batch]):
     ) -> None:
         self._part = part or Part(np.arange(manifest.num_samples, dtype=np.int64), manifest.labels)
         self._crop, self._augment, self._max_pixels = crop, augment, max_pixels
-        self._reader, self._frames = ShardReader(manifest, _IN_ORDER), Frames()
+        self._reader, self._frames = ShardReader(manifest, _IN_ORDER, once=True), Frames()
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         ids = self._part.ids[slice(*key)]
@@ -181,7 +143,7 @@ class Feed:
     def __init__(self, dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool) -> None:
         known = set(multiprocessing.active_children())
         self._arrivals = Arrivals(workers) if workers and not pin else None  # pinning copies, too
-        self._batches = iter(
+        self._loader = iter(
             DataLoader(
                 dataset,
                 batch_size=None,
@@ -196,6 +158,7 @@ class Feed:
                 generator=torch.Generator(),
             )
         )
+        self._prepared: Batch | None = None
         self._workers = set(multiprocessing.active_children()) - known
         # For the caller that never comes to close: exit handlers run last in, first out, so before multiprocessing's.
         atexit.register(self.close)
@@ -204,27 +167,49 @@ class Feed:
         return self
 
     def __next__(self) -> Batch:
-        batch: Batch = next(self._batches)
+        batch = next(self._loader) if self._prepared is None else self._prepared
+        self._prepared = None
         if self._arrivals is not None and isinstance(batch, Batch):
             return dataclasses.replace(batch, images=self._arrivals.copy(batch.images))
         return batch
+
+    def prepare(self) -> None:
+        """Wait for the first batch, which stays the next one."""
+        self._prepared = next(self._loader)
 
     def close(self) -> None:
         """End the workers; a second call does nothing."""
         atexit.unregister(self.close)
         if self._workers:
-            # torch's own way first: it forgets the workers, so that their end is not taken for a crash.
-            self._batches._shutdown_workers()  # type: ignore[attr-defined]
+            # torch's own way first: it forgets the workers, so that their end is not taken for a crash. But it would
+            # wait 10 s for each that waits for a shard that does not come: longer than launchers wait.
+            impatient = threading.Timer(_SECONDS_TO_LEAVE, self._kill)
+            impatient.start()
+            self._loader._shutdown_workers()  # type: ignore[attr-defined]
+            impatient.cancel()
+            impatient.join()
+        self._kill()
         for worker in self._workers:
-            worker.kill()
             worker.join()
         self._workers = set()
+
+    def _kill(self) -> None:
+        for worker in self._workers:
+            worker.kill()
 
 
 def fork_server() -> ForkServerContext:
     """What starts the workers: a process without threads, which has this module and all that it needs loaded."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # once, instead of in every worker
+    # What is blocked here stays so in the server and below it: launchers end a run by a signal to all of its processes,
+    # and without the server its workers would count as crashed, before the run has saved.
+    multiprocessing.resource_tracker.ensure_running()  # it would unblock them on the way
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_RUN)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -245,7 +230,7 @@ def _as_it_is(item: Any) -> Any:
 def _quiet_worker(_: int) -> None:
     """A worker works alone on its core and leaves signals to the process that owns it."""
     cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _LEFT_TO_THE_RUN:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_run, daemon=True).start()
 

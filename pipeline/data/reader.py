@@ -2,9 +2,11 @@
 
 import os
 import resource
+import time
 from collections import OrderedDict
 from typing import Any
 
+from shards.cache import NEVER, mark
 from shards.errors import OwnError
 from shards.manifest import INDEX, SAMPLES, Manifest
 from shards.tar import LEAD, precedes
@@ -16,12 +18,16 @@ _OPEN_SHARDS = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 class ShardReader:
     """Reads image bytes by (shard, offset, size); keeps the last shards open. In another process it opens its own."""
 
-    def __init__(self, manifest: Manifest, at_once: int = _OPEN_SHARDS) -> None:
-        """Read `manifest`; `at_once` is how many shards the samples asked for in any short time lie in.
+    def __init__(self, manifest: Manifest, at_once: int = _OPEN_SHARDS, once: bool = False) -> None:
+        """Read `manifest`.
 
-        Of a cache, no more are kept open: it cannot remove a shard that is.
+        Args:
+            manifest: the dataset.
+            at_once: how many shards the samples asked for in any short time lie in; of a cache, no more are kept open:
+                it cannot remove a shard that is.
+            once: a shard that was read is not needed for long; a cache may remove it before those of a training set.
         """
-        self._manifest = manifest
+        self._manifest, self._once = manifest, once
         # In tars that somebody else wrote, names say nothing about the order.
         self._named = manifest.source.get("reader") != INDEX
         self._most = max(1, min(at_once, _OPEN_SHARDS)) if manifest.fetches else _OPEN_SHARDS
@@ -40,21 +46,23 @@ class ShardReader:
         row = self._manifest.table[sample_id]
         shard, size, start = int(row["shard"]), int(row["size"]), int(row["offset"])
         if shard >= len(self._manifest.shards) or start + size > self._manifest.shards[shard].bytes:
-            raise self._damaged(SAMPLES, f"leads sample {sample_id:,} out of its shard")
+            raise self._damaged(None, f"leads sample {sample_id:,} out of its shard")
         lead = LEAD if self._named and start >= LEAD else 0
         try:
             data = os.pread(self._open(shard), lead + size, start - lead)
         except OSError as error:
-            raise self._damaged(self._manifest.shards[shard].name, f"cannot be read ({error.strerror})") from None
+            raise self._damaged(shard, f"cannot be read ({error.strerror})") from None
         if len(data) != lead + size:
-            raise self._damaged(self._manifest.shards[shard].name, "was cut short while it was in use")
+            raise self._damaged(shard, "was cut short while it was in use")
         if lead and not precedes(data[:lead], sample_id, size, int(row["label"])):
             problem = f"does not hold sample {sample_id:,} as {SAMPLES} says: damaged, or another file"
-            raise self._damaged(self._manifest.shards[shard].name, problem)
+            raise self._damaged(shard, problem)
         return data[lead:]
 
-    def _damaged(self, file: str, problem: str) -> OwnError:
-        store = self._manifest.store
+    def _damaged(self, shard: int | None, problem: str) -> OwnError:
+        """What to raise of a shard, or of the table (None)."""
+        store = self._manifest.store if shard is None else self._manifest.store_of(shard)
+        file = SAMPLES if shard is None else self._manifest.shards[shard].file
         mend = "see `alasca verify`, and copy the folder again"
         if store is not None:
             mend = f"remove {store.folder}, and it will be fetched again"
@@ -71,10 +79,16 @@ class ShardReader:
 
     def _close_oldest(self) -> bool:
         """Close the shard that was read longest ago; whether there was one."""
-        if self._descriptors:
-            os.close(self._descriptors.popitem(last=False)[1])
-            return True
-        return False
+        if not self._descriptors:
+            return False
+        shard, descriptor = self._descriptors.popitem(last=False)
+        os.close(descriptor)
+        store = self._manifest.store_of(shard)
+        if self._once and store is not None:
+            mark(
+                store.path(self._manifest.shards[shard].name, self._manifest.shards[shard].sha256), time.time() + NEVER
+            )
+        return True
 
     def close(self) -> None:
         """Close every shard."""

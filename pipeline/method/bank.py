@@ -10,7 +10,7 @@ class SampleBank:
 
     Positions are those of `Plan.home(rank, world)`: places in the sorted active ids. A sample never leaves its rank, so
     the bank needs no communication. Rows start at zero and are stored in `dtype` on `device`; a bank on the CPU under
-    a net on a GPU costs one synchronisation per update.
+    a net on a GPU costs one synchronisation per update and per `settle`.
     """
 
     def __init__(
@@ -26,6 +26,7 @@ class SampleBank:
         self.start = start
         self.stop = stop
         self.rows = torch.zeros(stop - start, width, dtype=dtype, device=device)
+        self._unsettled: list[tuple[torch.Tensor, torch.Tensor]] = []  # of this step: indices, and the rows before it
 
     @torch.no_grad()
     def update(
@@ -34,7 +35,7 @@ class SampleBank:
         """Set row = momentum * row + (1 - momentum) * value, then return the rows as stored.
 
         Args:
-            positions: [B] int64, distinct, in [start, stop).
+            positions: [B] int64, in [start, stop), distinct over all updates until `settle`.
             values: [B, width], any float dtype; detached here.
             momentum: in [0, 1); 0 keeps the newest value alone.
             valid: [B] bool; rows of False stay untouched, whatever their values. None: all are valid.
@@ -55,7 +56,22 @@ class SampleBank:
             # A select, not a product: 0 * NaN of an undecodable sample would still be NaN.
             new = torch.where(valid.to(device).unsqueeze(1), new, old)
         self.rows.index_copy_(0, index, new)
+        self._unsettled.append((index, old))
         return new.float().to(values.device)
+
+    @torch.no_grad()
+    def settle(self, skipped: torch.Tensor) -> None:
+        """End a step: its updates stand, or its rows become what they were before it.
+
+        Args:
+            skipped: 0-dim bool on any device; True takes the updates back.
+        """
+        if not self._unsettled:
+            return
+        index, old = (torch.cat(parts) for parts in zip(*self._unsettled, strict=True))
+        self._unsettled = []
+        kept = torch.where(skipped.to(self.rows.device), old, self.rows.index_select(0, index))
+        self.rows.index_copy_(0, index, kept)
 
     def _check_range(self, positions: torch.Tensor) -> None:
         outside = positions[(positions < self.start) | (positions >= self.stop)]
@@ -67,16 +83,18 @@ class SampleBank:
         return {"start": self.start, "stop": self.stop, "rows": self.rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the rows of a bank with the same range and width; they are cast to this bank's dtype.
+        """Take over the rows that are this bank's from a bank with other positions; they are cast to its dtype.
+
+        Where ranks were other, several banks together hold what this one needs: give it each of them.
 
         Raises:
-            ValueError: another range or width.
+            ValueError: another width, or no position in common.
         """
-        theirs = (state["start"], state["stop"], tuple(state["rows"].shape))
-        ours = (self.start, self.stop, tuple(self.rows.shape))
-        if theirs != ours:
+        theirs: torch.Tensor = state["rows"]
+        start, stop = max(self.start, state["start"]), min(self.stop, state["stop"])
+        if start > stop or theirs.shape != (state["stop"] - state["start"], self.rows.shape[1]):
             raise ValueError(
-                f"bank of positions [{theirs[0]}, {theirs[1]}) with rows {theirs[2]} does not fit "
-                f"positions [{ours[0]}, {ours[1]}) with rows {ours[2]}"
+                f"bank of positions [{state['start']}, {state['stop']}) with rows {tuple(theirs.shape)} does not fit "
+                f"positions [{self.start}, {self.stop}) with rows {tuple(self.rows.shape)}"
             )
-        self.rows.copy_(state["rows"])
+        self.rows[start - self.start : stop - self.start].copy_(theirs[start - state["start"] : stop - state["start"]])

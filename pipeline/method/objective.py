@@ -108,6 +108,7 @@ class Objective:
     ) -> Losses:
         """Return the losses of one micro-batch, and move the bank on by one observation of each valid sample.
 
+        `settle` follows after the last micro-batch of the step.
         A sample that is not valid adds nothing to a value, to a gradient or to the bank, be its logits NaN.
 
         Args:
@@ -157,6 +158,11 @@ class Objective:
         if self.bank is not None:
             logits = self.bank.update(positions, logits, smoothing.momentum, valid)
         return smoothing.confidence(logits, target, epoch)
+
+    def settle(self, skipped: torch.Tensor) -> None:
+        """End a step; where `skipped` (0-dim bool, on the device) is True, the bank becomes what it was before it."""
+        if self.bank is not None:
+            self.bank.settle(skipped)
 
     def state_dict(self) -> dict[str, Any]:
         """Return {"bank": ...}, or {} for an objective without per-sample state."""

@@ -1,5 +1,6 @@
 """Figures of a window of steps: summed on the device, reduced over ranks once when the window closes."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ def timeless(record: dict[str, Any]) -> dict[str, Any]:
 
 
 class Window:
-    """Sums since it was made. Nothing waits for the device until `close`."""
+    """Sums since it was made, over the steps that count. Nothing waits for the device until `close`."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
+        self._step: dict[str, torch.Tensor] = {}  # not settled yet
         self._images = 0
         self._waited = 0.0
         self._opened = time.perf_counter()
@@ -29,14 +31,22 @@ class Window:
         self._images += images
         for name, value in sums.items():
             value = value.detach().double()
+            self._step[name] = self._step[name] + value if name in self._step else value
+
+    def settle(self, skipped: torch.Tensor) -> None:
+        """End a step; where `skipped` (0-dim bool, on the device) is True, its sums count nowhere."""
+        for name, value in self._step.items():
+            value = torch.where(skipped, 0.0, value)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._step = {}
 
     def waited(self, seconds: float) -> None:
         """Add time in which the device had nothing to do because data were late."""
         self._waited += seconds
 
     def close(self) -> dict[str, float]:
-        """Means over the valid samples of all ranks, and rates; called by all ranks together."""
+        """Means over the valid samples of all ranks (NaN if there are none), and rates; by all ranks together."""
+        assert not self._step, "settle first"
         names = sorted(self._sums)
         # The copy waits for the device, so the clock is read after it.
         values = torch.stack([self._sums[name] for name in names]).cpu()
@@ -46,7 +56,7 @@ class Window:
         *sums, images, waited, seconds, ranks = total.tolist()
         figures = dict(zip(names, sums, strict=True))
         valid = figures.pop("valid")
-        return {name: value / max(valid, 1.0) for name, value in figures.items()} | {
+        return {name: value / valid if valid else math.nan for name, value in figures.items()} | {
             "images": images,
             "valid": valid,
             "seconds": seconds / ranks,

@@ -43,7 +43,9 @@ class Reference:
             return {}
         found = {name: figures[name] / theirs[name] for name in ("images_per_s", "memory_gb") if theirs[name]}
         found["step_seconds"] = _step_seconds(figures) / _step_seconds(theirs)
-        return _named(found | {"top1": figures["top1"] - theirs["top1"]})
+        if theirs["top1"] is not None:  # it had a step that counts
+            found["top1"] = figures["top1"] - theirs["top1"]
+        return _named(found)
 
     def evaluation(self, figures: dict[str, Any]) -> dict[str, float]:
         """Set an `eval` record in relation to the other run's main head on the same set.

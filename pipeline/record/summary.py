@@ -12,6 +12,11 @@ def train_seconds(folder: Path) -> float:
     return float(sum(r["seconds"] for r in read_metrics(folder) if r["kind"] == "train"))
 
 
+def evaluated(folder: Path, step: int) -> set[str]:
+    """Sets whose evaluation after `step` steps is in the record."""
+    return {r["set"] for r in read_metrics(folder) if r["kind"] == "eval" and r["step"] == step}
+
+
 def summarise(folder: Path, total_steps: int) -> dict[str, Any]:
     """Figures of a finished run, from its metrics.jsonl.
 
@@ -28,6 +33,7 @@ def summarise(folder: Path, total_steps: int) -> dict[str, Any]:
         "memory_gb": max(r["memory_gb"] for r in training),
         "train_seconds": train_seconds(folder),
         "bad_images": sum(r["kind"] == "bad" for r in records),
+        "nonfinite_steps": sum(r["kind"] == "nonfinite" for r in records),
     }
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.config import Config
+from pipeline.configfile import store
+from pipeline.record.lines import Lines
 from pipeline.record.view import View
 from shards.errors import InputError
 from shards.url import public
@@ -51,10 +53,10 @@ class Tracker:
         except OSError as error:
             raise InputError(f"run.dir: cannot write the run to {self._folder}: {error.strerror}") from None
         (self._folder / SUMMARY).unlink(missing_ok=True)  # it speaks of a finished run
-        (self._folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        store(self._folder / "config.toml", config)
         path = self._folder / METRICS
         _truncate(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._lines = Lines(path)
         self._bar = (
             tqdm(total=total_steps, initial=start_step, desc=config.run.name, unit="step", dynamic_ncols=True)
             if sys.stderr.isatty()
@@ -64,6 +66,11 @@ class Tracker:
         self._name = config.run.name
         about = public(config.model_dump(mode="json")) | {"identity": identity or {}}
         self._wandb = View(self._folder, config.track, self._name, about, resumed=start_step > 0)
+
+    def sync(self) -> None:
+        """Wait until the record so far is on the disk."""
+        if self._leader:
+            self._lines.sync()
 
     def progress(self, step: int) -> None:
         """Move the live line to a finished step."""
@@ -77,17 +84,17 @@ class Tracker:
         record = {"kind": kind, "step": step, **fields, "time": time.time()}
         # A loss that diverged is null: NaN is no JSON, and other readers stumble over it.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
+        self._lines.append(json.dumps(finite))
         self._wandb.log(record)
         text = _line(kind, record)
         if self._bar is None:
             left = f"  {self._left(step)} left" if kind == "train" and step > self._start_step else ""
-            print(f"{self._name} {step}/{self._total_steps} {text}{left}", file=sys.stderr, flush=True)
+            _say(f"{self._name} {step}/{self._total_steps} {text}{left}")
         elif kind == "train":
             self._bar.set_postfix_str(text)
         else:
-            self._bar.write(f"{self._name} {text}", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                self._bar.write(f"{self._name} {text}", file=sys.stderr)
 
     def _left(self, step: int) -> timedelta:
         """Time to the end at the pace of this attempt, evaluation and saving included."""
@@ -95,29 +102,42 @@ class Tracker:
         return timedelta(seconds=round(pace * (self._total_steps - step)))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json, whole or not at all, and close everything."""
+        """Write summary.json, whole or not at all, and close everything; raises InputError where it cannot."""
         if not self._leader:
             return
         temporary = self._folder / f".{SUMMARY}.tmp"
-        temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self._folder / SUMMARY)
+        try:
+            temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(self._folder / SUMMARY)
+        except OSError as error:
+            raise InputError(
+                f"{self._folder / SUMMARY} cannot be written ({error.strerror}); make room, and --resume auto writes it"
+            ) from None
         self._wandb.finish(summary)
         self.close()
 
-    def pause(self, step: int) -> None:
-        """Close everything before the end of the run, and say how to go on."""
+    def pause(self, step: int, reason: str, command: str | None) -> None:
+        """Say why the run stops before its end and how to go on, and close everything."""
         if not self._leader:
             return
+        on = "--resume auto goes on" if command is None else f"to go on:\n  {command}"
+        _say(f"{self._name}: stopped at step {step} of {self._total_steps} ({reason}); {on}")
         self._wandb.finish({})
         self.close()
-        print(f"{self._name}: stopped at step {step} of {self._total_steps}; --resume auto goes on", file=sys.stderr)
 
     def close(self) -> None:
         """Let go of the file and the live line; the record so far stays."""
         if self._leader:
-            self._file.close()
+            if lost := self._lines.close():
+                print(f"alasca: WARNING: {lost:,} lines of {METRICS} are lost", file=sys.stderr)
             if self._bar is not None:
                 self._bar.close()
+
+
+def _say(text: str) -> None:
+    """A line for whoever watches. Nobody may: Ctrl-C also ends the `tee` that was to keep it."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -155,7 +175,6 @@ def _line(kind: str, record: dict[str, Any]) -> str:
         text = f"epoch {record['epoch']:.0f}  {record['set']}: main {record['main/top1']:.2%}{averaged}"
         points = record.get("vs_reference/main/top1")
         return text if points is None else f"{text}  (main {100 * points:+.2f} points to the reference)"
-    shown = {
-        k: f"{v:.4g}" if isinstance(v, float) else v for k, v in record.items() if k not in ("kind", "step", "time")
-    }
+    hidden = ("kind", "step", "time", "ids")  # ids may be thousands
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in record.items() if k not in hidden}
     return f"{kind}: " + "  ".join(f"{k} {v}" for k, v in shown.items())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Track
+from shards.url import redact
 
 PATIENCE_S = 20.0  # for wandb to take the run, and again to bring in what is left at its end
 
@@ -65,7 +66,8 @@ class View:
             "resume": "allow",
             "config": about,
         }
-        self._send({"open": {"init": init, "patience": PATIENCE_S, "argv": sys.argv, "pid": os.getpid()}})
+        argv = [redact(word) if "://" in word else word for word in sys.argv]  # wandb notes the command
+        self._send({"open": {"init": init, "patience": PATIENCE_S, "argv": argv, "pid": os.getpid()}})
 
     def log(self, record: dict[str, Any]) -> None:
         """Hand on a record's numbers; takes microseconds whatever wandb does."""

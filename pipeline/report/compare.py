@@ -11,10 +11,11 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline import configfile
-from pipeline.config import Config, Count, Fraction, Section
+from pipeline.config import Config
 from pipeline.data.selection import select
 from pipeline.record.track import METRICS, SUMMARY
 from pipeline.report import group, page, results
+from pipeline.section import Count, Fraction, Section
 from pipeline.train.identity import identity, refuse_difference
 from shards.errors import InputError
 from shards.manifest import Manifest
@@ -241,10 +242,15 @@ def _train(comparison: Comparison, run: Planned, finished: set[str]) -> bool:
     # Beside the run's folder, not in it: what is in there belongs to the run, which may refuse this configuration.
     file = folder.with_name(f"{run.name}.toml")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(config.to_toml(), encoding="utf-8")
+    configfile.store(file, config)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(comparison.ranks), "--module", "pipeline", "train", str(file)]
     threads = max(1, len(os.sched_getaffinity(0)) // comparison.ranks)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    status = subprocess.run(command, env=environment, check=False).returncode
+    process = subprocess.Popen(command, env=environment)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # the run got it too, and saves
+        raise
     return status == 0 and (folder / SUMMARY).exists()

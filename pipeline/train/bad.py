@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from pipeline.data.loader import Bad
+from pipeline.data.batch import Bad
 from pipeline.train import dist
 from shards.errors import InputError
 from shards.manifest import Manifest
@@ -46,14 +46,13 @@ class BadImages:
     def __len__(self) -> int:
         return len(self._agreed)
 
-    def state_dict(self) -> dict[int, str]:
-        """What this rank found so far."""
-        return dict(self._own)
+    def state_dict(self) -> list[tuple[int, str]]:
+        """What all ranks agreed on so far."""
+        return sorted(self._agreed.items())
 
-    def load_state_dict(self, state: dict[int, str]) -> None:
+    def load_state_dict(self, state: Iterable[tuple[int, str]]) -> None:
         """Go on from an earlier attempt, whose record already names these."""
-        self._own = dict(state)
-        self._agreed = {i: reason for share in dist.gather(self._own) for i, reason in share.items()}
+        self._agreed = dict(state)
 
     def _too_many(self) -> str:
         first = "; ".join(f"{self._manifest.key(i)} ({reason})" for i, reason in sorted(self._agreed.items())[:5])

@@ -31,9 +31,16 @@ class RunningStatistics:
             self._buffers += [layer.running_mean, layer.running_var]
             self._counts.append(layer.num_batches_tracked)
             layer.momentum = 1.0
-        self._true = [buffer.clone() for buffer in self._buffers]
-        self._sums = [torch.zeros_like(buffer) for buffer in self._buffers]
+        # Each in one piece, with a view for every buffer.
+        flat = [buffer.detach().flatten() for buffer in self._buffers]
+        self._all_true = torch.cat(flat) if flat else torch.empty(0)
+        self._all_sums = torch.zeros_like(self._all_true)
+        self._true, self._sums = self._views(self._all_true), self._views(self._all_sums)
         self._micro_batches = 0
+
+    def _views(self, whole: torch.Tensor) -> list[torch.Tensor]:
+        parts = whole.split([buffer.numel() for buffer in self._buffers])
+        return [part.view_as(buffer) for part, buffer in zip(parts, self._buffers, strict=True)]
 
     @torch.no_grad()
     def collect(self) -> None:
@@ -42,17 +49,26 @@ class RunningStatistics:
         if self._buffers:
             torch._foreach_add_(self._sums, self._buffers)
 
+    @property
+    def sums(self) -> torch.Tensor:
+        """Over the micro-batches of the step at hand: every layer's mean and variance, in one piece."""
+        return self._all_sums
+
     @torch.no_grad()
-    def finish_step(self) -> None:
-        """After the last micro-batch of a step."""
+    def finish_step(self, skipped: torch.Tensor) -> None:
+        """After the last micro-batch of a step.
+
+        Args:
+            skipped: 0-dim bool on the device; True: the running values and their count stay as they were.
+        """
         assert self._micro_batches > 0
         if self._buffers:
-            torch._foreach_div_(self._sums, float(self._micro_batches))
-            torch._foreach_lerp_(self._true, self._sums, self._momentum)
+            moved = self._all_true.lerp(self._all_sums / self._micro_batches, self._momentum)
+            self._all_true.copy_(torch.where(skipped, self._all_true, moved))
             torch._foreach_copy_(self._buffers, self._true)
-            torch._foreach_zero_(self._sums)
+            self._all_sums.zero_()
             # Count steps, whatever the number of micro-batches in them.
-            torch._foreach_sub_(self._counts, self._micro_batches - 1)
+            torch._foreach_add_(self._counts, torch.where(skipped, -self._micro_batches, 1 - self._micro_batches))
         self._micro_batches = 0
 
     @torch.no_grad()
@@ -61,11 +77,8 @@ class RunningStatistics:
         assert self._micro_batches == 0
         if not self._buffers or dist.get_world_size() == 1:
             return
-        flat = torch.cat([buffer.flatten() for buffer in self._true])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        for buffer, part in zip(self._true, flat.split([b.numel() for b in self._true]), strict=True):
-            buffer.copy_(part.view_as(buffer))
+        dist.all_reduce(self._all_true)
+        self._all_true /= dist.get_world_size()
         torch._foreach_copy_(self._buffers, self._true)
 
     @torch.no_grad()

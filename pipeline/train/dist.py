@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from shards.errors import OwnError
 
@@ -61,7 +62,12 @@ def start(timeout_s: float) -> World:
         _share_cores()
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
     if _launched():
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+        # torchrun keeps the store over its restarts, with the addresses of processes that are gone. Agents of several
+        # nodes may count differently.
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
     else:
         # DeepSpeed reads these, and without them would look for MPI.
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
@@ -93,6 +99,11 @@ def _start_deepspeed(timeout_s: float) -> None:
     deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), auto_mpi_discovery=False, verbose=False)
     # Otherwise deepspeed makes a group of its own for the gradients, with a timeout of 30 minutes.
     groups._WORLD_GROUP = dist.group.WORLD
+
+
+def own_store() -> Store | None:
+    """A connection of the caller's own to what the processes share, so that no other waits for it; None if alone."""
+    return None if dist.get_world_size() == 1 else dist.distributed_c10d._get_default_store().clone()
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,15 @@
 """The model on its device under DeepSpeed stage 0: forward, backward, step, in the chosen precision."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 
 from pipeline.config import Engine as EngineConfig
 from pipeline.config import Optim
+from pipeline.train import nonfinite
 from pipeline.train.batchnorm import RunningStatistics
 from pipeline.train.dist import World
 from pipeline.train.network import Network
+from pipeline.train.optimizer import begin_momentum, sgd
 
 
 class Engine:
@@ -17,7 +17,7 @@ class Engine:
 
     Forward goes through the wrapped module under our own autocast (see Network), not through DeepSpeed's forward: that
     one ends the caller's autocast, and gradients of gradients through it come out wrong. Backward and step are
-    DeepSpeed's: it accumulates, averages over ranks, clips and runs the optimizer.
+    DeepSpeed's: it accumulates, averages over ranks, clips and runs the optimizer. Nothing here waits for the device.
 
     Args:
         module: the network, on the host; the same on every rank, or made so here.
@@ -46,12 +46,7 @@ class Engine:
         # DeepSpeed broadcasts parameters only.
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer, src=0)
-        self.optimizer = torch.optim.SGD(
-            _parameter_groups(module.parameters(), optim),
-            lr=optim.lr,
-            momentum=optim.momentum,
-            nesterov=optim.nesterov,
-        )
+        self.optimizer = sgd(module.parameters(), optim)
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
             optimizer=self.optimizer,
@@ -64,10 +59,12 @@ class Engine:
                 "steps_per_print": 2**31 - 1,
             },
         )
-        self._micro_batches = self._missing = micro_batches
+        self._world, self._micro_batches = world, micro_batches
+        self._losses: list[torch.Tensor] = []  # of the step at hand
         self.module: nn.Module = self._deepspeed.module
         # After initialize: channels_last weights before it, and DeepSpeed's broadcast cannot view them as bytes.
         self._network = Network(self.module, world.device, engine.precision, engine.channels_last)
+        begin_momentum(self.optimizer)
         self.statistics = RunningStatistics(self.module)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -79,20 +76,34 @@ class Engine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradients of one micro-batch's loss (a mean over its nominal size), shape ()."""
-        assert self._missing > 0, "step() comes first"
-        self._missing -= 1
+        assert len(self._losses) < self._micro_batches, "step() comes first"
+        self._losses.append(loss.detach())
         self._deepspeed.backward(loss)
-        if self._missing:
+        if len(self._losses) < self._micro_batches:
             self._deepspeed.step()  # before the last micro-batch this only counts
 
-    def step(self, lr: float) -> None:
-        """Update the weights with this learning rate and the gradients' mean over micro-batches and ranks."""
-        assert self._missing == 0, f"{self._missing} micro-batches are missing"
-        self._missing = self._micro_batches
+    def step(self, lr: float) -> torch.Tensor:
+        """Update the weights with this learning rate and the gradients' mean over micro-batches and ranks.
+
+        If a loss, a gradient or a BatchNorm statistic of any rank is not finite, weights, momentum and running
+        statistics stay as they are, on every rank; the host learns of it from the flags alone.
+
+        Returns:
+            Flags as of `nonfinite.find`, on the device: [lanes + 2], all 0 in a step as it should be.
+        """
+        missing = self._micro_batches - len(self._losses)
+        assert missing == 0, f"{missing} micro-batches are missing"
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        # The last backward has averaged the gradients over the ranks.
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        flags = nonfinite.find(self._losses, gradients, self.statistics.sums, self._world)
+        self._losses = []
+        skipped = flags.amax()
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self._deepspeed.step()
-        self.statistics.finish_step()
+        self.statistics.finish_step(skipped.bool())
+        return flags
 
     @property
     def lr(self) -> float:
@@ -107,16 +118,3 @@ class Engine:
     def train(self) -> None:
         """Use the statistics of each micro-batch."""
         self.module.train()
-
-
-def _parameter_groups(parameters: Iterable[nn.Parameter], optim: Optim) -> list[dict[str, object]]:
-    """Vectors are norms and biases; they carry weight decay only if asked (Goyal et al. 2017, He et al. 2019)."""
-    matrices: list[nn.Parameter] = []
-    vectors: list[nn.Parameter] = []
-    for parameter in parameters:
-        (matrices if parameter.ndim > 1 else vectors).append(parameter)
-    decay = optim.weight_decay
-    return [
-        {"params": matrices, "weight_decay": decay},
-        {"params": vectors, "weight_decay": decay if optim.decay_norm_and_bias else 0.0},
-    ]

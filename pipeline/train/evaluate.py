@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.config import Config
-from pipeline.data.loader import Batch, EvalBatches, Feed, Part, eval_keys
+from pipeline.data.batch import Batch
+from pipeline.data.loader import EvalBatches, Feed, Part, eval_keys
 from pipeline.method.alasca import averaged_prediction
 from pipeline.train import dist
 from pipeline.train.bad import BadImages
@@ -60,20 +61,8 @@ def open_set(path: str, classes: tuple[str, ...], what: str, cache: Cache) -> Ma
     return manifest
 
 
-@torch.inference_mode()
-def evaluate(
-    forward: Forward,
-    manifest: Manifest,
-    config: Config,
-    world: World,
-    bad: BadImages,
-    part: Part | None = None,
-    progress: Progress | None = None,
-) -> dict[str, float]:
-    """Top-1 and top-5 accuracy (0 to 1) and mean cross-entropy of the main logits, over the images that decode.
-
-    `averaged/...` is of the mean of the main and the last auxiliary logits, where there are heads. All ranks call
-    this together; each reads its own share of the images.
+class Answers:
+    """What a network says of a set: this rank's share of the images, batch after batch. All ranks make one together.
 
     Args:
         forward: uint8 images [B, H, W, 3] on the device -> (main logits [B, K], auxiliary logits), in evaluation mode.
@@ -83,12 +72,61 @@ def evaluate(
         bad: takes up the images that do not decode.
         part: of the set (default: all of it, with its own labels).
         progress: counts this rank's images.
+        stop: asked before each batch; anything true cuts the rest off.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        manifest: Manifest,
+        config: Config,
+        world: World,
+        bad: BadImages,
+        *,
+        part: Part | None = None,
+        progress: Progress | None = None,
+        stop: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.manifest = manifest
+        self.cut_off = False
+        self._forward, self._config, self._world, self._bad = forward, config, world, bad
+        self._part, self._progress, self._stop = part, progress or Progress(), stop
+
+    def __iter__(self) -> Iterator[tuple[Batch, torch.Tensor, list[torch.Tensor]]]:
+        """Batches on this rank's device, with float32 logits of the main head and of the others."""
+        data, device = self._config.data, self._world.device
+        dataset = EvalBatches(
+            self.manifest, self._part, crop=data.crop, augment=data.augment, max_pixels=data.max_pixels
+        )
+        images = self.manifest.num_samples if self._part is None else len(self._part.ids)
+        keys = list(eval_keys(images, data.micro_batch * 2, self._world.rank, self._world.size))
+        self._progress.start(sum(stop - start for start, stop in keys), "images")
+        with closing(Feed(dataset, keys, data.workers, pin=device.type == "cuda")) as feed:
+            for host_batch in feed:
+                if self._stop():
+                    self.cut_off = True
+                    break
+                self._bad.add(host_batch.bad)
+                batch = host_batch.to(device)
+                main, aux = self._forward(batch.images)
+                yield batch, main.float(), [logits.float() for logits in aux]
+                self._progress.advance(len(batch.labels))
+        self._progress.close()
+
+
+@torch.inference_mode()
+def evaluate(answers: Answers) -> dict[str, float] | None:
+    """Top-1 and top-5 accuracy (0 to 1) and mean cross-entropy of the main logits, over the images that decode.
+
+    `averaged/...` is of the mean of the main and the last auxiliary logits, where there are heads. All ranks call
+    this together; each reads its own share of the images.
 
     Returns:
         Fields of an `eval` record: `images` (every one of them), `bad` (of these, undecodable), accuracies, `loss`.
+        None, on all ranks, where any of them was cut off.
     """
     sums: dict[str, torch.Tensor] = {}
-    for batch, main, aux in _answers(forward, manifest, config, world, bad, part, progress):
+    for batch, main, aux in answers:
         logits = {"main": main}
         if aux:
             logits["averaged"] = averaged_prediction(main, aux)
@@ -104,7 +142,10 @@ def evaluate(
             found[f"{name}/top5"] = (ranked.any(dim=1) & batch.valid).sum()
         sums = {name: sums.get(name, 0) + value.double() for name, value in found.items()}
     # A rank without any image has no names either, so names travel with the sums.
-    shares = dist.gather({name: float(value) for name, value in sums.items()})
+    own = {name: float(value) for name, value in sums.items()}
+    shares = [share for share in dist.gather(None if answers.cut_off else own) if share is not None]
+    if len(shares) < torch.distributed.get_world_size():
+        return None
     names = dict.fromkeys(name for share in shares for name in share)
     total = {name: sum(share.get(name, 0.0) for share in shares) for name in names}
     images, valid = total.pop("images"), total.pop("valid")
@@ -112,50 +153,17 @@ def evaluate(
 
 
 @torch.inference_mode()
-def class_errors(
-    forward: Forward,
-    manifest: Manifest,
-    config: Config,
-    world: World,
-    bad: BadImages,
-    part: Part | None = None,
-    progress: Progress | None = None,
-) -> dict[str, float | None]:
+def class_errors(answers: Answers) -> dict[str, float | None]:
     """Share of each class's decodable images (0 to 1) that the main head gets wrong; None for a class without images.
 
-    Arguments as for `evaluate`.
+    All ranks call this together.
     """
-    counts = torch.zeros(2, manifest.num_classes, dtype=torch.float64)
-    for batch, main, _ in _answers(forward, manifest, config, world, bad, part, progress):
+    classes = answers.manifest.classes
+    counts = torch.zeros(2, len(classes), dtype=torch.float64)
+    for batch, main, _ in answers:
         wrong = main.argmax(dim=1) != batch.labels
         for row, chosen in enumerate((batch.valid, batch.valid & wrong)):
-            counts[row] += torch.bincount(batch.labels[chosen].cpu(), minlength=manifest.num_classes)
+            counts[row] += torch.bincount(batch.labels[chosen].cpu(), minlength=len(classes))
     images, errors = dist.sum_over_ranks(counts)
     shares = [e / n if n else None for e, n in zip(errors.tolist(), images.tolist(), strict=True)]
-    return dict(zip(manifest.classes, shares, strict=True))
-
-
-def _answers(
-    forward: Forward,
-    manifest: Manifest,
-    config: Config,
-    world: World,
-    bad: BadImages,
-    part: Part | None,
-    progress: Progress | None,
-) -> Iterator[tuple[Batch, torch.Tensor, list[torch.Tensor]]]:
-    """This rank's share of the images on its device, with float32 logits of the main head and of the others."""
-    data = config.data
-    dataset = EvalBatches(manifest, part, crop=data.crop, augment=data.augment, max_pixels=data.max_pixels)
-    images = manifest.num_samples if part is None else len(part.ids)
-    keys = list(eval_keys(images, data.micro_batch * 2, world.rank, world.size))
-    progress = progress or Progress()
-    progress.start(sum(stop - start for start, stop in keys), "images")
-    with closing(Feed(dataset, keys, data.workers, pin=world.device.type == "cuda")) as feed:
-        for host_batch in feed:
-            bad.add(host_batch.bad)
-            batch = host_batch.to(world.device)
-            main, aux = forward(batch.images)
-            yield batch, main.float(), [logits.float() for logits in aux]
-            progress.advance(len(batch.labels))
-    progress.close()
+    return dict(zip(classes, shares, strict=True))

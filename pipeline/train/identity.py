@@ -16,6 +16,7 @@ _FREE = {
         *("cache", "cache_gb", "fetch_timeout"),
     },
     "model": {"pretrained"},
+    "optim": {"max_nonfinite_steps"},
     "engine": {"bank_device", "channels_last"},
 }
 _LEARNING = ("data", "model", "method", "optim", "engine")

@@ -6,13 +6,15 @@ from typing import Self
 
 import torch
 
-from pipeline.config import Config
+from pipeline.config import Config, Data
+from pipeline.data.loader import Feed, TrainBatches, lanes_of_a_worker, train_keys
 from pipeline.data.plan import Plan
 from pipeline.data.selection import Selection, select
 from pipeline.model import backbone
 from pipeline.record.reference import Reference
 from pipeline.train.checkpoint import complete
 from pipeline.train.compose import read_class_errors
+from pipeline.train.dist import World
 from pipeline.train.evaluate import open_dataset, open_set
 from shards.manifest import INDEX, Manifest
 from shards.mix import Mix
@@ -78,3 +80,19 @@ class Inputs:
         if not mix.bad:
             return None
         return f"{manifest.place}: {mix.warning(manifest.classes)}; `alasca shard webdataset` writes them shuffled"
+
+    def feed(self, data: Data, world: World, start: int, stop: int) -> Feed:
+        """A rank's micro-batches, from one step of the run to another."""
+        lanes = self.plan.lanes_of(world.rank, world.size)
+        dataset = TrainBatches(
+            self.manifest,
+            self.plan,
+            self.selection.labels,
+            crop=data.crop,
+            augment=data.augment,
+            flip=data.flip,
+            max_pixels=data.max_pixels,
+            lanes=lanes_of_a_worker(len(lanes), data.workers),
+        )
+        keys = train_keys(self.plan, lanes, start, stop)
+        return Feed(dataset, keys, data.workers, pin=world.device.type == "cuda")

@@ -1,7 +1,9 @@
 """Training, from the first batch to the summary. Read `Training.run` first."""
 
+import contextlib
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,138 +11,215 @@ import torch
 
 from pipeline.config import Config
 from pipeline.data.ahead import Ahead
-from pipeline.data.loader import Feed, TrainBatches, lanes_of_a_worker, train_keys
 from pipeline.record.metrics import Window
 from pipeline.record.reference import Reference
-from pipeline.record.summary import summarise, train_seconds
+from pipeline.record.summary import train_seconds
 from pipeline.record.track import Tracker
 from pipeline.train import dist
-from pipeline.train.bad import BadImages
-from pipeline.train.checkpoint import Checkpoints, read_index
-from pipeline.train.compose import compose
+from pipeline.train.checkpoint import read_index
+from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.dist import World
-from pipeline.train.engine import Engine
-from pipeline.train.evaluate import evaluate
-from pipeline.train.identity import identity, refuse_difference, versions
+from pipeline.train.evaluate import Answers, evaluate
+from pipeline.train.evaluations import Evaluations
+from pipeline.train.flags import Flags
+from pipeline.train.identity import identity, refuse_difference
 from pipeline.train.inputs import Inputs
+from pipeline.train.launcher import Launcher
+from pipeline.train.memory import explained
 from pipeline.train.norms import JacobianNorms
+from pipeline.train.outcome import outcome
+from pipeline.train.restarts import Restarts
+from pipeline.train.saves import Saves
 from pipeline.train.schedule import Schedule
+from pipeline.train.state import State
+from pipeline.train.stop import Asked, Reason, Stop, mark_stopped
+from pipeline.train.watch import Watch
+
+_SECONDS_TO_FINISH = 20.0  # for a checkpoint that is being written when a run fails: less than others wait for its end
 
 
-def train(config: Config) -> None:
+def train(config: Config) -> list[str]:
     """Train as configured, under whatever launcher started this process.
 
     Everything the user can get wrong is looked at before the processes meet and before anything is written.
 
+    Returns:
+        On rank 0, a line for each checkpoint that could not be written; else nothing.
+
     Raises:
-        InputError: see `Inputs.open`, `Checkpoints.choose`, `refuse_difference`, `BadImages.agree`.
+        InputError: see `Inputs.open`, `Checkpoints.choose`, `refuse_difference`, `BadImages.agree`, `NonFiniteSteps`.
+        OwnError: this process's GPU is out of memory.
     """
     inputs = Inputs.open(config, dist.world_size())
-    world = dist.start(config.dist.timeout)
-    training = Training(config, inputs, world)
-    try:
-        training.run()
-    finally:
-        training.close()
+    timeout, heartbeat = config.dist.timeout, config.dist.heartbeat
+    world = dist.start(timeout + heartbeat)  # after the watch, which can say more
+    with Watch(world, timeout, heartbeat, dist.own_store()) as watch, explained(config, inputs, world):
+        training = Training(config, inputs, world, watch)
+        try:
+            training.run()
+        finally:
+            training.close()
     dist.stop()
+    return training.unsaved
 
 
 class Training:
     """One run in one process of it; holds what the steps share."""
 
-    def __init__(self, config: Config, inputs: Inputs, world: World) -> None:
+    def __init__(self, config: Config, inputs: Inputs, world: World, watch: Watch | None = None) -> None:
         self.config, self.world = config, world
+        self.watch = watch or Watch(world, config.dist.timeout, config.dist.heartbeat)  # which nobody looks at
         self.manifest, self.selection = inputs.manifest, inputs.selection
         self.sets, self.plan = inputs.sets, inputs.plan
         self.lanes = self.plan.lanes_of(world.rank, world.size)
         self.schedule = Schedule(config.optim, self.plan.steps_per_epoch)
         self.identity = identity(config, self.manifest, self.selection)
-        self.checkpoints = Checkpoints(config.folder / "checkpoints", world, config.checkpoint.keep)
-        checkpoint = self.checkpoints.choose(config.run.resume)
-        self.start = 0
+        folder = config.folder / "checkpoints"
+        # A save that is waited for must give up before the watch does.
+        patience, moves = 0.8 * config.dist.timeout, partial(self.watch.phase, "save")
+        self.checkpoints = Checkpoints(folder, world, config.checkpoint.keep, patience, moves)
+        self.checkpoints.meet()
+        self.launcher = Launcher()
+        restarts = Restarts(config, world, self.launcher)
+        checkpoint = self.checkpoints.choose(restarts.resume())
+        self.start, self.unsaved = 0, list[str]()  # and lines on checkpoints that the end has to tell of
+        seconds: float | None = None  # of an earlier attempt's last save
         if checkpoint is not None:
             index = read_index(checkpoint)
             refuse_difference(index["identity"], self.identity, str(checkpoint))
-            self.start = index["step"]
-        last = self.schedule.total_steps
-        self.ahead = Ahead(self.manifest, self.plan, self.lanes, self.start, last, dist.neighbours())
+            self.start, seconds = index["step"], index["save_seconds"]
+        total = self.schedule.total_steps
+        self.last = min(total, config.run.max_steps or total)
+        self.evaluations = Evaluations(config, self.sets, self.plan.steps_per_epoch, self.start, self.last, world)
+        self.ahead = Ahead(self.manifest, self.plan, self.lanes, self.start, total, dist.neighbours())
         of_the_node = self.ahead.warning() if world.local_rank == 0 else None
         of_the_run = inputs.warning() if world.rank == 0 else None
         for warning in filter(None, (of_the_node, of_the_run)):
             print(f"alasca: {warning}", file=sys.stderr, flush=True)
-        self.feed = self._feed()
-        self.engine = Engine(
-            inputs.module, config.optim, config.engine, world, config.data.micro_batch, len(self.lanes)
-        )
-        self.objective = compose(config, self.manifest, self.selection, self.plan, world, self.engine.module)
+        self.feed = inputs.feed(config.data, world, self.start, total)
+        self.state = State(config, inputs, world)
+        self.engine, self.objective = self.state.engine, self.state.objective
+        self.bad, self.nonfinite = self.state.bad, self.state.nonfinite
         self.norms = JacobianNorms(self.engine.module, config.run.seed, config.data.lanes, config.engine.channels_last)
-        allowed = config.data.max_bad_fraction
-        self.bad = {"train": BadImages(self.manifest, allowed, of=self.plan.num_active)}
-        self.bad |= {f"eval.{name}": BadImages(manifest, allowed) for name, manifest in self.sets.items()}
         if checkpoint is not None:
-            self._restore(checkpoint)
+            self.state.restore(self.checkpoints, checkpoint)
             if world.rank == 0:
                 self.checkpoints.rewind(self.start)
         self.tracker = Tracker(
             config,
             leader=world.rank == 0,
-            total_steps=self.schedule.total_steps,
+            total_steps=total,
             start_step=self.start,
             identity=self.identity,
         )
-        # Only the leader's records count, and only it may meet a file that somebody else is writing.
+        restarts.mark()
         leads = world.rank == 0
+        self.saves = Saves(config, self.checkpoints, self.plan, self.identity, leads, self.last, seconds)
+        self.flags = Flags("stop", "save", world=world, timeout_s=config.dist.timeout + config.dist.heartbeat)
+        # Only the leader's records count, and only it may meet a file that somebody else is writing.
         self.train_seconds = train_seconds(config.folder) if leads else 0.0  # of earlier attempts
         self.reference = Reference(Path(config.track.reference)) if config.track.reference and leads else None
 
     def run(self) -> None:
-        """Every step that is left: micro-batches, update, record, evaluation, checkpoint."""
+        """Every step that is left: micro-batches, update, record, evaluation, checkpoint. May be asked to stop."""
+        folder = self.config.folder if self.world.rank == 0 else None
+        with Stop(folder, self.config.run.max_minutes, self.launcher) as self.stop:
+            done, reason = self._steps()
+            self.watch.phase("save")
+            self.checkpoints.finish()
+            self.watch.phase("finish")
+            if reason is not None:
+                saved = self.checkpoints.newest_step()
+                self.unsaved = self.checkpoints.failures if saved < done else []
+                if folder is not None and saved == done:
+                    mark_stopped(folder, done, reason)
+                self.tracker.pause(saved, reason, self.launcher.command())
+            elif folder is not None:
+                self.unsaved = self.checkpoints.failures
+                summary = outcome(self.config, self.plan, done, self.engine.module, self.world, self.sets)
+                self.tracker.finish(summary | {"identity": self.identity})
+
+    def _steps(self) -> tuple[int, str | None]:
+        """Finished steps, all saved, and why there are not more of them; None at the end of the run."""
         config, per_epoch = self.config, self.plan.steps_per_epoch
-        last = min(self.schedule.total_steps, config.run.max_steps or self.schedule.total_steps)
-        save_every = config.checkpoint.every_steps or per_epoch
+        self.stop.mind_saving(self.saves.seconds)
         self.engine.train()
         if self.start == 0 and (lacking := self.plan.deficit(0)):
             self.tracker.log("balance", 0, {f"lacking/{self.manifest.classes[k]}": n for k, n in lacking.items()})
+        if self.evaluations.due(self.start) and (reason := self._evaluate(self.start)):
+            return self.start, str(reason)
+        if self.saves.unknown(self.start):
+            self._save(self.start)
         window = Window()
-        for step in range(self.start, last):
+        if self.start < self.last and (reason := self._first_batch(window)):
+            return self.start, str(reason)
+        for step in range(self.start, self.last):
             looks = config.track.norms > 0 and (step + 1) % config.track.norms == 0
-            self.step(step, window, looks)
+            flags = self.step(step, window, looks)
             done = step + 1
-            ends_epoch, saves = done % per_epoch == 0, done % save_every == 0 or done == last
-            evaluates = done == last or (ends_epoch and done // per_epoch % config.eval.every == 0)
+            self.nonfinite.note(done, flags, self.tracker)
+            agreed = self.flags.read()
+            reason = self._agreed(agreed)
+            self.flags.post(stop=self.stop.asked() or 0, save=self.saves.ask())
+            evaluates = self.evaluations.due(done)
+            saves = self.saves.due(done, evaluates) or bool(agreed["save"])
             self.tracker.progress(done)
             self.ahead.reached(done)
             if looks:
                 self.tracker.log("norms", done, {**self._place(done), **self.norms.record(step // per_epoch)})
             # A window never spans a checkpoint, so that a resumed run writes the same lines.
-            if done % config.track.every == 0 or evaluates or saves:
+            if done % config.track.every == 0 or evaluates or saves or reason:
                 self._record(step, window)
-                if evaluates:
-                    self._evaluate(done)
-                if saves:
+                if evaluates and not reason:
+                    reason = self._evaluate(done)
+                if saves or reason:
                     self._save(done)
                 window = Window()
-        if last < self.schedule.total_steps:
-            self.tracker.pause(last)
-        elif self.world.rank == 0:
-            self.tracker.finish(self._summary())
+            if reason:
+                return done, str(reason)
+        self.flags.read()
+        done = max(self.start, self.last)
+        return done, None if done == self.schedule.total_steps else "run.max_steps"
 
-    def step(self, step: int, window: Window, looks: bool = False) -> None:
-        """Forward and backward of this rank's micro-batches, then the update; `looks` keeps images for the norms."""
+    def step(self, step: int, window: Window, looks: bool = False) -> torch.Tensor:
+        """Forward and backward of this rank's micro-batches, then the update; `looks` keeps images for the norms.
+
+        Returns what was not finite (`pipeline.train.nonfinite.find`); then nothing has changed.
+        """
         for _ in self.lanes:
-            self._micro_batch(step // self.plan.steps_per_epoch, window, looks)
-        self.engine.step(self.schedule.lr(step))
+            self._micro_batch(step, window, looks)
+        flags = self.engine.step(self.schedule.lr(step))
+        skipped = flags.any()
+        self.objective.settle(skipped)
+        window.settle(skipped)
+        return flags
 
     def close(self) -> None:
         """End what works for this process beside it; whatever happened."""
         self.ahead.close()
         self.feed.close()
+        self.checkpoints.close(_SECONDS_TO_FINISH)
 
-    def _micro_batch(self, epoch: int, window: Window, looks: bool) -> None:
-        """Forward and backward of one lane's share of the step; `looks` keeps a few images for the norms."""
+    def _first_batch(self, window: Window) -> Reason | None:
+        """Wait for it on all ranks. Nothing was done yet, so a signal may end the wait; then all of them leave."""
         asked = time.perf_counter()
+        self.watch.phase("data", self.start + 1)
+        with contextlib.suppress(Asked), self.stop.interruptible():
+            self.feed.prepare()
+        window.waited(time.perf_counter() - asked)
+        return self._agreed(self.flags.agree(stop=self.stop.asked() or 0))
+
+    def _agreed(self, flags: dict[str, int]) -> Reason | None:
+        """Why to stop, the same on all ranks."""
+        return Reason(flags["stop"]) if flags["stop"] else None
+
+    def _micro_batch(self, step: int, window: Window, looks: bool) -> None:
+        """Forward and backward of one lane's share of the step; `looks` keeps a few images for the norms."""
+        asked, epoch = time.perf_counter(), step // self.plan.steps_per_epoch
+        self.watch.phase("data", step + 1)
         host_batch = next(self.feed)
         window.waited(time.perf_counter() - asked)
+        self.watch.phase("step" if step > self.start else "compile")  # libraries choose and build kernels in the first
         batch = host_batch.to(self.world.device)
         main, aux = self.engine.forward(batch.images)
         losses = self.objective(main, aux, batch.labels, batch.positions, batch.valid, epoch)
@@ -162,6 +241,8 @@ class Training:
     def _record(self, step: int, window: Window) -> None:
         """One line of figures, and the images newly found bad."""
         done = step + 1
+        self.watch.phase("record")
+        self.nonfinite.look(self.tracker)
         figures = {**self._place(done), "lr": self.engine.lr, **window.close()}
         self.train_seconds += figures["seconds"]
         related = self.reference.training({"step": done, **figures}) if self.reference else {}
@@ -177,67 +258,37 @@ class Training:
         for fields in self.bad[name].agree():
             self.tracker.log("bad", done, {"dataset": name, **fields})
 
-    def _evaluate(self, done: int) -> None:
-        self.engine.eval()
-        for name, manifest in self.sets.items():
-            began = time.perf_counter()
-            figures = evaluate(self.engine.forward, manifest, self.config, self.world, self.bad[f"eval.{name}"])
+    def _evaluate(self, done: int) -> Reason | None:
+        """Evaluate on every set that the record of this step lacks: a stop may have cut an earlier attempt off here.
+
+        Returns:
+            Why it was cut off, on all ranks: then the set at hand has no record.
+        """
+        missing = self.evaluations.missing(done)
+        if missing:
+            self.engine.eval()
+        for name, manifest in missing.items():
+            began, bad = time.perf_counter(), self.bad[f"eval.{name}"]
+            answers = Answers(self._answer, manifest, self.config, self.world, bad, stop=self.stop.asked)
+            figures = evaluate(answers)
+            if figures is None:
+                self.engine.train()
+                return self._agreed(self.flags.agree(stop=self.stop.asked() or 0))
             self._record_bad(f"eval.{name}", done)
             spent = {"seconds": time.perf_counter() - began, "train_seconds": self.train_seconds}
             record = {**self._place(done), "set": name, **figures, **spent}
             related = self.reference.evaluation(record) if self.reference else {}
             self.tracker.log("eval", done, record | related)
+            self.saves.note(done, name, figures["main/top1"])
         self.engine.train()
+        return None
+
+    def _answer(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        self.watch.phase("evaluate")  # anew for each batch: a long evaluation is no hang
+        return self.engine.forward(images)
 
     def _save(self, done: int) -> None:
-        self.engine.statistics.average_over_ranks()
-        self.checkpoints.save(
-            done,
-            model=self.engine.module.state_dict(),
-            optimizer=self.engine.optimizer.state_dict(),
-            own={
-                "objective": self.objective.state_dict(),
-                "bad": {name: bad.state_dict() for name, bad in self.bad.items()},
-            },
-            about={"identity": self.identity, "classes": self.manifest.classes, "versions": versions()},
-        )
-
-    def _restore(self, checkpoint: Path) -> None:
-        model, optimizer, own = self.checkpoints.load(checkpoint, self.world.device)
-        self.engine.module.load_state_dict(model)
-        self.engine.statistics.reload()
-        self.engine.optimizer.load_state_dict(optimizer)
-        self.objective.load_state_dict(own["objective"])
-        for name, bad in self.bad.items():
-            bad.load_state_dict(own["bad"].get(name, {}))
-
-    def _feed(self) -> Feed:
-        """This rank's micro-batches, from the first step that is left to the end of the run."""
-        data = self.config.data
-        dataset = TrainBatches(
-            self.manifest,
-            self.plan,
-            self.selection.labels,
-            crop=data.crop,
-            augment=data.augment,
-            flip=data.flip,
-            max_pixels=data.max_pixels,
-            lanes=lanes_of_a_worker(len(self.lanes), data.workers),
-        )
-        keys = train_keys(self.plan, self.lanes, self.start, self.schedule.total_steps)
-        return Feed(dataset, keys, data.workers, pin=self.world.device.type == "cuda")
-
-    def _summary(self) -> dict[str, Any]:
-        return {
-            "name": self.config.run.name,
-            "steps": self.schedule.total_steps,
-            "epochs": self.config.optim.epochs,
-            "samples": self.schedule.total_steps * self.plan.global_batch,
-            **summarise(self.config.folder, self.schedule.total_steps),
-            "parameters": sum(p.numel() for p in self.engine.module.parameters()),
-            "world": self.world.size,
-            "device": torch.cuda.get_device_name() if self.world.device.type == "cuda" else "cpu",
-            "versions": versions(),
-            "identity": self.identity,
-            "set_fingerprints": {name: manifest.fingerprint for name, manifest in self.sets.items()},
-        }
+        self.watch.phase("save")
+        self.tracker.sync()  # the lines up to here are as safe as the checkpoint
+        self.saves.save(self.state, done)
+        self.stop.mind_saving(self.saves.seconds)

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.data.loader import Batch, EvalBatches, Feed, eval_keys
+from pipeline.data.batch import Batch
+from pipeline.data.loader import EvalBatches, Feed, eval_keys
 from pipeline.data.pixels import normalise
 from pipeline.train import dist
 from pipeline.train.evaluate import open_set

@@ -16,7 +16,7 @@ from pipeline.model import backbone
 from pipeline.train.bad import BadImages
 from pipeline.train.checkpoint import MODEL, newest, read_index
 from pipeline.train.dist import World
-from pipeline.train.evaluate import class_errors, evaluate, open_dataset
+from pipeline.train.evaluate import Answers, class_errors, evaluate, open_dataset
 from pipeline.train.identity import identity
 from pipeline.train.network import Network
 from shards.errors import InputError
@@ -79,7 +79,9 @@ class StoredRun:
         Raises:
             InputError: too many images that do not decode.
         """
-        return self._over(evaluate, manifest, world, part)
+        figures = self._over(evaluate, manifest, world, part)
+        assert figures is not None, "nothing cuts it off"
+        return figures
 
     def class_errors(self, manifest: Manifest, world: World, part: Part | None = None) -> dict[str, float | None]:
         """Error of each class on a dataset of the same classes (or on a part of it); see `class_errors`.
@@ -101,10 +103,14 @@ class StoredRun:
         engine = self.config.engine
         return Network(self.module(world.device), world.device, engine.precision, engine.channels_last)
 
-    def _over(self, measure: Callable[..., Figures], manifest: Manifest, world: World, part: Part | None) -> Figures:
+    def _over(
+        self, measure: Callable[[Answers], Figures], manifest: Manifest, world: World, part: Part | None
+    ) -> Figures:
         bad = BadImages(manifest, self.config.data.max_bad_fraction, of=None if part is None else len(part.ids))
         with for_user() if world.rank == 0 else Progress() as progress:
-            figures = measure(self.network(world), manifest, self.config, world, bad, part, progress)
+            figures = measure(
+                Answers(self.network(world), manifest, self.config, world, bad, part=part, progress=progress)
+            )
         for found in bad.agree():
             if world.rank == 0:
                 print(f"warning: {found['key']} does not decode: {found['reason']}", file=sys.stderr)

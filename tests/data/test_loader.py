@@ -16,15 +16,18 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from server import serving, stalls
 
 from pipeline.data.augment import sample_rng, train_view
+from pipeline.data.batch import Batch
 from pipeline.data.decode import decode
 from pipeline.data.frames import AHEAD, Arrivals, Frames
-from pipeline.data.loader import Batch, EvalBatches, Feed, TrainBatches, eval_keys, train_keys
+from pipeline.data.loader import EvalBatches, Feed, TrainBatches, eval_keys, train_keys
 from pipeline.data.pixels import normalise
 from pipeline.data.plan import Plan
 from pipeline.data.reader import ShardReader
 from shards.build import build
+from shards.cache import Cache
 from shards.errors import OwnError
 from shards.manifest import Manifest
 from shards.readers import find
@@ -227,6 +230,21 @@ def test_workers_leave_signals_to_the_run_and_end_when_closed(photos: Manifest) 
     feed.close()
     assert not any(worker.is_running() for worker in workers)
     feed.close()
+
+
+def test_workers_that_wait_for_a_shard_do_not_hold_up_the_end(photos: Manifest, tmp_path: Path) -> None:
+    """Left to itself torch waits 10 s for each of them; launchers give a run 30 s to leave."""
+    with serving(photos.root) as server:
+        server.always |= {shard.name: stalls(60) for shard in photos.shards}
+        there = Manifest.load(server.url, Cache(tmp_path, seconds=300))
+        plan = Plan(there, lanes=4, micro_batch=7, seed=5)
+        dataset = TrainBatches(there, plan, there.labels, flip=True, **VIEW)
+        feed = Feed(dataset, train_keys(plan, range(4), 0, 9), 4, pin=False)
+        while not any(name.endswith(".tar") for name in server.asked):
+            time.sleep(0.01)
+        began = time.monotonic()
+        feed.close()
+        assert time.monotonic() - began < 20  # 40 otherwise
 
 
 def test_a_program_that_forgets_to_close_still_ends(photos: Manifest) -> None:

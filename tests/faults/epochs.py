@@ -4,7 +4,8 @@ from contextlib import closing
 
 import torch
 
-from pipeline.data.loader import Batch, EvalBatches, Feed, TrainBatches, train_keys
+from pipeline.data.batch import Batch
+from pipeline.data.loader import EvalBatches, Feed, TrainBatches, train_keys
 from pipeline.data.plan import Plan
 from shards.manifest import Manifest
 

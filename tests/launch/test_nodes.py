@@ -2,42 +2,36 @@
 
 import json
 import os
+import re
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from jobs import BIN, LAUNCH, LOCAL, SBATCH, TRAIN, Job, ended, free_port, slurm_job
 
 from pipeline.record.metrics import timeless
 from pipeline.record.track import read_metrics
 from shards.manifest import Manifest
 
-ROOT = Path(__file__).parents[2]
-LAUNCH = ROOT / "launch"
-TRAIN = str(LAUNCH / "train.py")
-BIN = Path(sys.executable).parent
-SBATCH = ["bash", str(LAUNCH / "slurm.sbatch")]
-LOCAL = [str(LAUNCH / "local.sh")]
-
-# As srun does, but on this machine: its own options aside, the command once for each of two nodes.
-SRUN = """#!/usr/bin/env bash
-printf '%s\\n' "$@" > srun-argv
-while [[ $1 == --* ]]; do shift; done
-"$@" & first=$!
-"$@" & second=$!
-wait "$first" || exit; wait "$second"
-"""
-SCONTROL = """#!/usr/bin/env bash
-[[ $* == "show hostnames node-[a-b]" ]] || exit 9
-printf '127.0.0.1\\nnode-b\\n'
+TOLD = """#!/usr/bin/env bash
+leave() {
+    echo "$1"
+    [[ -z $SAVES ]] || touch "$RUN/stopped"
+    exit 1
+}
+trap 'leave INT' INT
+trap 'leave TERM' TERM
+[[ ! -e $RUN/stopped ]] || echo "left over"
+echo ready
+while [[ ! -e $RUN/stop ]]; do sleep 0.05; done
+echo stop
+touch "$RUN/stopped"
 """
 
 pytestmark = pytest.mark.timeout(200)
@@ -60,68 +54,6 @@ def config(photos: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def job_with_a_free_port() -> int:
-    """A Slurm job number whose port, 20000 + number % 10000, is free here."""
-    for number in range(os.getpid() % 10000, os.getpid() % 10000 + 100):
-        with socket.socket() as listener, suppress(OSError):
-            listener.bind(("127.0.0.1", 20000 + number % 10000))
-            return number
-    raise AssertionError("no free port")
-
-
-class Job:
-    """One command and everything it starts."""
-
-    def __init__(self, command: Sequence[str], cwd: Path, log: Path, **env: str) -> None:
-        self.log = log
-        with log.open("w") as out:
-            self.process = subprocess.Popen(
-                command,
-                cwd=cwd,
-                env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"} | env,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def status(self, seconds: float) -> int:
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"still running after {seconds} s: {self.end_of_log()}")
-
-    def end_of_log(self) -> str:
-        return self.log.read_text(errors="replace")[-3000:]
-
-    def end(self) -> None:
-        # torchrun gives every rank a session of its own, deepspeed leaves orphans in the launcher's group.
-        family = []
-        with suppress(psutil.NoSuchProcess):
-            family = psutil.Process(self.process.pid).children(recursive=True)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait()
-
-
-@contextmanager
-def ended(*jobs: Job) -> Iterator[None]:
-    """Nothing that the jobs started outlives the block."""
-    try:
-        yield
-    finally:
-        for job in jobs:
-            job.end()
-
-
 def deepspeed_nodes(config: Path, name: str, *words: str) -> list[Job]:
     """Both agents, with the hosts of the example but one slot each."""
     hostfile = config.parent / "hostfile"
@@ -138,38 +70,17 @@ def deepspeed_nodes(config: Path, name: str, *words: str) -> list[Job]:
     ]
 
 
-def torchrun_nodes(config: Path, name: str, programs: Path) -> Job:
-    """Both agents, as slurm.sbatch starts them."""
-    for program, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (programs / program).write_text(text)
-        (programs / program).chmod(0o755)
-    # The script is submitted where the repository is; here, where its launch/ can be reached and a record be left.
-    (programs / "launch").symlink_to(LAUNCH)
-    return Job(
-        [*SBATCH, str(config), "--run.name", name],
-        programs,
-        config.parent / f"{name}.log",
-        PATH=f"{programs}:{BIN}:{os.environ['PATH']}",
-        SLURM_JOB_ID=str(job_with_a_free_port()),
-        SLURM_JOB_NODELIST="node-[a-b]",
-        SLURM_JOB_NUM_NODES="2",
-        SLURM_CPUS_PER_TASK="3",
-        NPROC="1",
-        PET_LOCAL_ADDR="127.0.0.1",  # torchrun's --local-addr, for machines that cannot resolve their own name
-    )
-
-
 def lasting(run: Path) -> list[dict[str, Any]]:
     return [timeless(record) for record in read_metrics(run)]
 
 
 def test_two_nodes_train_the_same_under_torchrun_and_deepspeed(config: Path, tmp_path: Path) -> None:
-    by_torchrun = torchrun_nodes(config, "by-torchrun", tmp_path)
+    by_torchrun = slurm_job(config, "by-torchrun", tmp_path)
     with ended(by_torchrun):
         assert by_torchrun.status(80) == 0, by_torchrun.end_of_log()
     argv = (tmp_path / "srun-argv").read_text().splitlines()
     assert {"--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=3", "--kill-on-bad-exit=1"} == {*argv[:4]}
-    assert argv[-4:] == ["launch/train.py", str(config), "--run.name", "by-torchrun"]
+    assert argv[-6:] == ["launch/train.py", str(config), "--run.name", "by-torchrun", "--resume", "auto"]
 
     by_deepspeed = deepspeed_nodes(config, "by-deepspeed")
     with ended(*by_deepspeed):
@@ -183,20 +94,41 @@ def test_two_nodes_train_the_same_under_torchrun_and_deepspeed(config: Path, tmp
         assert json.loads((config.parent / name / "summary.json").read_text())["world"] == 2
 
 
-def test_a_killed_rank_ends_the_other_node(config: Path) -> None:
+def test_a_lost_node_is_named_by_the_other(config: Path) -> None:
     """DeepSpeed's agents know nothing of each other: the rank that is left has to end by itself."""
-    left, struck = jobs = deepspeed_nodes(config, "struck", "--optim.epochs", "2000")
+    left, struck = jobs = deepspeed_nodes(config, "struck", "--optim.epochs", "2000", "--dist.heartbeat", "6")
     with ended(*jobs):
-        metrics = config.parent / "struck" / "metrics.jsonl"
-        limit = time.monotonic() + 80
-        while not (metrics.exists() and metrics.stat().st_size):
-            assert all(job.process.poll() is None for job in jobs), struck.end_of_log() + left.end_of_log()
-            assert time.monotonic() < limit
-            time.sleep(0.05)
-        rank_of(struck).kill()
-        struck.status(30)  # it ends; but deepspeed's runner returns 0 where the launcher below it died by a signal
-        assert left.status(60) != 0
+        wait_for_records(config.parent / "struck", jobs)
+        struck.end()
+        assert left.status(60) == 1
     assert not (config.parent / "struck" / "summary.json").exists()
+    said = left.log.read_text()
+    assert re.search(r"alasca: rank 1 on \S+ (gave no sign of life|\(process \d+\) ended)", said), left.end_of_log()
+    assert "last seen in step" in said
+
+
+def test_a_failure_is_told_on_the_other_node(config: Path) -> None:
+    """The rank that keeps the store fails, its data workers killed: the other node's rank still hears why."""
+    jobs = deepspeed_nodes(config, "failed", "--optim.epochs", "2000")
+    with ended(*jobs):
+        wait_for_records(config.parent / "failed", jobs)
+        for worker in rank_of(jobs[0]).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+        assert [job.status(60) for job in jobs] == [1, 1]
+    for job in jobs:
+        said = job.log.read_text()
+        assert re.search(r"alasca: rank 0 on \S+ failed in step \d+: \w+:\n(?s:.*)Traceback", said), said[-6000:]
+        assert said.count("alasca: rank") == 1
+
+
+def wait_for_records(run: Path, jobs: list[Job]) -> None:
+    metrics = run / "metrics.jsonl"
+    limit = time.monotonic() + 80
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert all(job.process.poll() is None for job in jobs), "".join(job.end_of_log() for job in jobs)
+        assert time.monotonic() < limit
+        time.sleep(0.05)
 
 
 def rank_of(job: Job) -> psutil.Process:
@@ -248,26 +180,73 @@ def test_a_mistake_with_a_script_is_one_line(
     assert (done.returncode, done.stdout, done.stderr) == (2, "", says.format(cwd=tmp_path) + "\n")
 
 
-def test_without_a_number_there_is_a_process_for_each_gpu_or_two(tmp_path: Path) -> None:
+def test_without_a_number_there_is_a_process_for_each_gpu_or_two(config: Path, tmp_path: Path) -> None:
     """Stand-ins for torchrun and for what torch sees; the script is a copy, so that it finds no .venv beside it."""
     (tmp_path / "launch").mkdir()
     script = shutil.copy(LAUNCH / "local.sh", tmp_path / "launch")
     (tmp_path / "torchrun").write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
     (tmp_path / "torchrun").chmod(0o755)
-    (tmp_path / "python").symlink_to(sys.executable)
     (tmp_path / "torch.py").write_text("import os\nclass cuda:\n    device_count = lambda: int(os.environ['GPUS'])\n")
+    file = shutil.copy(config, tmp_path / "a b.toml")
+    paths = {"PATH": f"{tmp_path}:{BIN}:{os.environ['PATH']}", "PYTHONPATH": f"{tmp_path}:{LAUNCH.parent}"}
     for gpus, processes in (("0", "2"), ("3", "3")):
         done = subprocess.run(
-            [script, "a b.toml", "--run.name", "x"],
-            env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path), "GPUS": gpus},
+            [script, str(file), "--run.name", "x"],
+            env=paths | {"GPUS": gpus},
             capture_output=True,
             text=True,
             timeout=30,
             check=True,
         )
         train = str(tmp_path / "launch" / "train.py")
-        words = ["--standalone", "--nproc-per-node", processes, train, "a b.toml", "--run.name", "x"]
+        words = ["--standalone", "--nproc-per-node", processes, train, str(file), "--run.name", "x"]
         assert done.stdout.splitlines() == words
+
+
+@pytest.mark.parametrize(
+    ("name", "saves", "status", "heard"),
+    [
+        ("SIGINT", "yes", 0, "INT"),
+        ("SIGTERM", "yes", 0, "TERM"),
+        ("SIGTERM", "", 1, "TERM"),
+        ("SIGUSR1", "", 0, "stop"),
+    ],
+)
+def test_local_hands_signals_on_and_tells_a_stop_from_a_failure(
+    config: Path, tmp_path: Path, name: str, saves: str, status: int, heard: str
+) -> None:
+    """A stand-in for torchrun and its ranks: returns 1 of a signal, saved or not, and looks for the stop file."""
+    run = tmp_path / "told"
+    run.mkdir()
+    (run / "stopped").touch()  # of an earlier attempt
+    (tmp_path / "torchrun").write_text(TOLD)
+    (tmp_path / "torchrun").chmod(0o755)
+    job = Job(
+        [*LOCAL, str(config), "--run.dir", str(tmp_path), "--run.name", "told"],
+        tmp_path,
+        tmp_path / "log",
+        PATH=f"{tmp_path}:{BIN}:{os.environ['PATH']}",
+        NPROC="1",
+        RUN=str(run),
+        SAVES=saves,
+    )
+    with ended(job):
+        limit = time.monotonic() + 60
+        while "ready" not in job.log.read_text():
+            assert job.process.poll() is None, job.end_of_log()
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        job.process.send_signal(getattr(signal, name))
+        assert job.status(30) == status, job.end_of_log()
+    assert job.log.read_text().split() == ["ready", heard]
+
+
+def test_a_script_finds_a_mistake_in_the_configuration_before_it_starts_anything(config: Path) -> None:
+    command = [*LOCAL, str(config), "--optim.lrr", "1"]
+    env = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(LAUNCH.parent), "NPROC": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    says = f"alasca: {config}: unknown key 'optim.lrr'; did you mean 'lr'?\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", says)
 
 
 @pytest.mark.parametrize("name", ["local.sh", "slurm.sbatch"])

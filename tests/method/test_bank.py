@@ -1,6 +1,10 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.method.bank import SampleBank
 
@@ -88,7 +92,44 @@ def test_state_round_trip():
     assert other.rows.data_ptr() != bank.rows.data_ptr()
 
 
-@pytest.mark.parametrize("other", [(4, 8, 2), (5, 8, 2), (5, 9, 3)])
-def test_state_of_another_range_or_width(other):
+@pytest.mark.parametrize("other", [(1, 4, 2), (10, 12, 2), (5, 9, 3)])
+def test_state_of_other_samples_or_another_width(other):
     with pytest.raises(ValueError, match="does not fit"):
         SampleBank(*other).load_state_dict(SampleBank(5, 9, 2).state_dict())
+
+
+@given(st.lists(st.integers(0, 40), max_size=6), st.lists(st.integers(0, 40), max_size=6))
+def test_other_ranks_cut_the_rows_anew(before, after):
+    """A bank for each rank, before and after, over the same positions; a rank may have none."""
+    rows = torch.randn(40, 3)
+    states = []
+    for start, stop in itertools.pairwise([0, *sorted(before), 40]):
+        bank = SampleBank(start, stop, 3)
+        bank.rows.copy_(rows[start:stop])
+        states.append(bank.state_dict())
+    for start, stop in itertools.pairwise([0, *sorted(after), 40]):
+        bank = SampleBank(start, stop, 3)
+        for state in states:
+            if state["start"] < stop and start < state["stop"]:
+                bank.load_state_dict(state)
+        assert torch.equal(bank.rows, rows[start:stop])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_skipped_step_is_taken_back_and_another_is_not(dtype):
+    bank = SampleBank(10, 16, 2, dtype=dtype)
+    skipped, counts = torch.tensor(True), torch.tensor(False)
+    bank.update(index(10, 11, 12, 13, 14), torch.randn(5, 2), 0.7)
+    bank.settle(counts)
+    before = bank.rows.clone()
+    bank.update(index(12, 10), torch.tensor([[float("nan"), 1.0], [1e9, -float("inf")]]), 0.7)
+    bank.update(index(15, 11), torch.ones(2, 2), 0.7, torch.tensor([False, True]))
+    assert not torch.equal(bank.rows, before)
+    bank.settle(skipped)
+    assert torch.equal(bank.rows, before)
+    bank.settle(skipped)  # nothing happened since
+    assert torch.equal(bank.rows, before)
+    rows = bank.update(index(12, 15), torch.ones(2, 2), 0.7)
+    bank.settle(counts)
+    assert torch.equal(bank.rows[[2, 5]].float(), rows)
+    assert torch.equal(bank.rows[[0, 1, 3, 4]], before[[0, 1, 3, 4]])

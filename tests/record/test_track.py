@@ -51,7 +51,7 @@ def test_only_the_leader_writes(tmp_path: Path) -> None:
     tracker = Tracker(config, leader=False, total_steps=10, start_step=0)
     tracker.log("train", 5, TRAIN)
     tracker.progress(5)
-    tracker.pause(5)
+    tracker.pause(5, "SIGTERM", None)
     tracker.finish({"steps": 10})
     assert not config.folder.exists()
 
@@ -80,7 +80,7 @@ def test_a_log_gets_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[st
     tracker.log("train", 10, TRAIN | {"vs_reference/images_per_s": 2.5})
     tracker.log("eval", 10, EVAL | {"vs_reference/main/top1": -0.0125})
     tracker.log("norms", 10, {"epoch": 1.0, "input": 1.23456})
-    tracker.pause(10)
+    tracker.pause(10, "SIGTERM", None)
     errors = capsys.readouterr().err
     assert "\r" not in errors
     assert errors.splitlines() == [
@@ -90,7 +90,7 @@ def test_a_log_gets_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "  (2.50 x the reference's images/s)  0:00:00 left",
         "tracked 10/10 epoch 1  val: main 50.00%  averaged 75.00%  (main -1.25 points to the reference)",
         "tracked 10/10 norms: epoch 1  input 1.235",
-        "tracked: stopped at step 10 of 10; --resume auto goes on",
+        "tracked: stopped at step 10 of 10 (SIGTERM); --resume auto goes on",
     ]
 
 

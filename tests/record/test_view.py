@@ -28,7 +28,7 @@ def test_offline_holds_what_the_run_is_and_attempts_become_one_curve(
     first = started(config)
     follow(first, range(1, 7))
     kept_by_a_worker = os.dup(first._wandb._process.stdin.fileno())  # type: ignore[union-attr]
-    first.pause(6)
+    first.pause(6, "SIGTERM", None)
     os.close(kept_by_a_worker)
     second = started(config, start_step=4)
     follow(second, range(5, 11))
@@ -89,7 +89,7 @@ def test_online_a_resumed_run_continues_its_curve(
     config = configured(tmp_path, "online")
     first = started(config)
     follow(first, range(1, 5))
-    first.pause(4)
+    first.pause(4, "SIGTERM", None)
     second = started(config, start_step=4)
     follow(second, range(5, 11))
     second.finish(SUMMARY)

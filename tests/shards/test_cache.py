@@ -17,6 +17,7 @@ from server import Server, serving
 from shards.cache import Cache, mark
 from shards.errors import InputError, OwnError
 from shards.manifest import Manifest
+from shards.url import folder_name
 
 
 @pytest.fixture
@@ -31,6 +32,7 @@ import os, sys
 from pathlib import Path
 from shards.cache import Cache
 from shards.manifest import Manifest
+from shards.url import folder_name
 """
     return subprocess.Popen(
         [sys.executable, "-c", head + program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -81,7 +83,7 @@ def test_leftovers_are_removed_and_never_trusted(served: Server, built: Manifest
     part.write_bytes(torn)
     assert first.shard_path(0).read_bytes() == whole  # a fetch starts from nothing
     part.write_bytes(torn)
-    other = part.with_name("x.tar.part")
+    other = part.with_name("0" * 64 + "-x.tar.part")
     other.write_bytes(torn)
     with other.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # as if somebody was at it
@@ -226,3 +228,25 @@ def test_without_a_folder_urls_are_kept_below_the_users_own(monkeypatch: pytest.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert Cache().root == tmp_path / "xdg" / "alasca"
     assert Cache(Path("~/x")).root == tmp_path / "x"
+
+
+def test_what_is_not_the_caches_own_is_never_touched(served: Server, tmp_path: Path) -> None:
+    """The folder may be one in which people keep other things."""
+    root = tmp_path / "scratch"
+    for name in ("thesis/chapter.tex", "train/only-copy.tar", "train/download.part", "photos/shard-000000.tar"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"mine" * 100)
+        os.utime(root / name, (1, 1))
+    cache = Cache(root, 1)
+    manifest = Manifest.load(served.url, cache)  # sweeps
+    for index in range(len(manifest.shards)):
+        manifest.shard_path(index)
+    cache.make_room(10**6)
+    cache.free(10**6)
+    assert sorted(str(path.relative_to(root)) for path in root.glob("*/*") if b"mine" in path.read_bytes()[:4]) == [
+        "photos/shard-000000.tar",
+        "thesis/chapter.tex",
+        "train/download.part",
+        "train/only-copy.tar",
+    ]
+    assert not list(root.glob(f"{folder_name(served.url)}/*.tar"))

@@ -70,7 +70,10 @@ def test_parts_in_many_folders_are_the_whole(halves: list[Path], built: Manifest
     assert contents(halves[1]) == before
     heard = Heard()
     assert merge(halves, heard).fingerprint == built.fingerprint
-    assert heard.said == [f"{halves[0]}: is finished already; nothing to do"]
+    (said,) = heard.said
+    assert said.startswith(f"{halves[0]}: is finished already; nothing to do")
+    with pytest.raises(InputError, match="named twice"):
+        merge([halves[1], halves[1]])
 
 
 def test_parts_of_other_numbers_and_a_build_in_one_job_go_on_with_what_is_there(

@@ -1,6 +1,7 @@
 """An output folder that holds a finished dataset: this one, another, or a damaged one."""
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from shards import noise
 from shards.build import build
 from shards.errors import InputError
+from shards.localfolder import LocalFolder
 from shards.manifest import Manifest
+from shards.plan import Plan
 from shards.progress import Progress
 from shards.readers import digits, imagefolder
 
@@ -93,3 +96,39 @@ def test_other_images_in_the_folder_are_named(raw: Path, copied: Path, tmp_path:
         again(fewer, copied)
     with pytest.raises(InputError, match="reader imagefolder there, digits asked"):
         build(digits.read(None, None), copied, workers=1)
+
+
+def test_a_dataset_that_another_job_finished_meanwhile_is_left_alone(
+    raw: Path, built: Manifest, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is published between the moment in which a build looks and the moment in which it holds the lock."""
+    out, with_noise = tmp_path / "out", Plan.with_noise
+
+    def slow(plan: Plan, *arguments: object) -> Plan:
+        monkeypatch.setattr(Plan, "with_noise", with_noise)
+        again(raw, out)
+        return with_noise(plan, *arguments)
+
+    monkeypatch.setattr(Plan, "with_noise", slow)
+    assert again(raw, out).fingerprint == built.fingerprint
+    assert contents(out) == contents(built.root)
+
+
+def test_a_folder_in_which_files_come_and_go_is_seen_whole(tmp_path: Path) -> None:
+    """A job that renames its temporary files must not make another one think that there is nothing."""
+    for number in range(200):
+        (tmp_path / f"{number}.json").write_bytes(b"x")
+    stop = threading.Event()
+
+    def rename() -> None:
+        while not stop.is_set():
+            (tmp_path / "a.tmp").write_bytes(b"x")
+            (tmp_path / "a.tmp").rename(tmp_path / "a.json")
+
+    thread = threading.Thread(target=rename)
+    thread.start()
+    try:
+        assert all(len(LocalFolder(tmp_path).entries()) >= 200 for _ in range(300))
+    finally:
+        stop.set()
+        thread.join()

@@ -1,9 +1,30 @@
 """A run in this process, from its configuration to its end."""
 
+from pathlib import Path
+from typing import Any
+
+from pipeline import configfile
 from pipeline.config import Config
 from pipeline.train.dist import World
 from pipeline.train.inputs import Inputs
 from pipeline.train.loop import Training
+from shards.manifest import Manifest
+
+
+def tiny(photos: Manifest, clean_photos: Manifest, folder: Path, **changes: Any) -> Config:
+    """Two epochs of five steps, in a folder; keyword `section__key=value` changes it."""
+    tables: dict[str, Any] = {
+        "run": {"dir": str(folder)},
+        "data": {"train": str(photos.root), "lanes": 4, "micro_batch": 6, "crop": 16, "workers": 0},
+        "model": {"name": "resnet20"},
+        "optim": {"epochs": 2, "lr": 0.05},
+        "track": {"every": 2, "wandb": "disabled"},
+        "eval": {"test": {"data": str(clean_photos.root)}},
+    }
+    for dotted, value in changes.items():
+        section, key = dotted.split("__")
+        tables.setdefault(section, {})[key] = value
+    return configfile.parse(tables, name="tiny", where="test")
 
 
 def trained(config: Config, world: World) -> Training:

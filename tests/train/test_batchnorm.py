@@ -7,6 +7,8 @@ from torch import nn
 from pipeline.train.batchnorm import RunningStatistics
 from pipeline.train.dist import World
 
+COUNTS, SKIPPED = torch.tensor(False), torch.tensor(True)
+
 
 def test_one_update_a_step_with_the_mean_over_micro_batches(world: World) -> None:
     torch.manual_seed(0)
@@ -23,7 +25,7 @@ def test_one_update_a_step_with_the_mean_over_micro_batches(world: World) -> Non
             variances.append(hidden.var(axis=(0, 2, 3), ddof=1))
             module(x)
             statistics.collect()
-        statistics.finish_step()
+        statistics.finish_step(COUNTS)
         mean = 0.9 * mean + 0.1 * np.mean(means, axis=0)
         var = 0.9 * var + 0.1 * np.mean(variances, axis=0)
         np.testing.assert_allclose(norm.running_mean.numpy(), mean, rtol=1e-5, atol=1e-6)
@@ -54,6 +56,29 @@ def test_loaded_statistics_are_taken_up(world: World) -> None:
     statistics.reload()
     module(torch.tensor([[1.0, 1.0], [3.0, 5.0]]))
     statistics.collect()
-    statistics.finish_step()
+    statistics.finish_step(COUNTS)
     torch.testing.assert_close(module.running_mean, torch.tensor([4.7, 6.6]))
     assert module.num_batches_tracked == 10
+
+
+def test_a_skipped_step_leaves_them_as_they_were(world: World) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
+    statistics = RunningStatistics(module)
+
+    def step(skipped: torch.Tensor, *batches: torch.Tensor) -> dict[str, torch.Tensor]:
+        for x in batches:
+            module(x)
+            statistics.collect()
+        statistics.finish_step(skipped)
+        return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+    x = torch.randn(3, 5, 3, 8, 8)
+    before = step(COUNTS, x[0])
+    for bad in (x[1], x[1] * np.nan, x[1] * np.inf):
+        after = step(SKIPPED, bad, x[2])
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    assert before["1.num_batches_tracked"] == 1
+    ended = step(COUNTS, x[1], x[2])
+    assert ended["1.num_batches_tracked"] == 2
+    assert all(torch.isfinite(ended[name]).all() and not torch.equal(before[name], ended[name]) for name in before)

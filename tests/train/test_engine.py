@@ -136,3 +136,100 @@ def test_evaluation_uses_running_statistics(world: World, batches: list[tuple[to
     alone = torch.cat([engine.forward(batches[0][0][i : i + 1])[0] for i in range(6)])
     torch.testing.assert_close(alone, engine.forward(batches[0][0])[0])
     assert torch.equal(engine.module.norm.running_mean, torch.zeros(8))
+
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def stepped(engine: Engine, batches: list[Batch], lr: float = 0.1, add: object = None) -> torch.Tensor:
+    """One step; `add(loss, logits)` changes the loss of the second micro-batch."""
+    for i, (images, labels) in enumerate(batches[:2]):
+        main, _ = engine.forward(images)
+        loss = F.cross_entropy(main, labels)
+        engine.backward(add(loss, main) if i == 1 and add is not None else loss)
+    return engine.step(lr)
+
+
+def everything(engine: Engine) -> dict[str, torch.Tensor]:
+    state = {name: tensor.clone() for name, tensor in engine.module.state_dict().items()}
+    momenta = engine.optimizer.state_dict()["state"]
+    return state | {f"momentum of {i}": one["momentum_buffer"].clone() for i, one in momenta.items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+# The loss of the second micro-batch: not finite with a gradient that is, finite with one that is not, and neither.
+BAD = {
+    "loss": (lambda loss, main: loss + float("inf"), [0, 1, 0, 0]),
+    "gradient": (lambda loss, main: loss + (main[0, 0] * 0).abs().sqrt(), [0, 0, 0, 1]),
+    "both": (lambda loss, main: loss + (main[0, 0] * float("nan")), [0, 1, 0, 1]),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_step_that_is_not_finite_changes_nothing(
+    world: World, batches: list[Batch], kind: str, clip: float, first: bool
+) -> None:
+    engine = made(world, Optim(epochs=1, clip=clip))
+    engine.train()
+    if not first:
+        assert stepped(engine, batches).tolist() == [0, 0, 0, 0]
+    before = everything(engine)
+    assert len([name for name in before if name.startswith("momentum")]) == 5
+    add, flags = BAD[kind]
+    assert stepped(engine, batches[2:], add=add).tolist() == flags
+    assert same(before, everything(engine))
+    # And the training goes on as if that step had not been.
+    without = made(world, Optim(epochs=1, clip=clip))
+    without.train()
+    if not first:
+        stepped(without, batches)
+    for one in (engine, without):
+        assert stepped(one, batches[4:]).tolist() == [0, 0, 0, 0]
+    assert same(everything(without), everything(engine))
+    assert not same(before, everything(engine))
+
+
+def test_a_variance_out_of_range_is_found_though_loss_and_gradient_are_finite(
+    world: World, batches: list[Batch]
+) -> None:
+    engine = made(world, Optim(epochs=1))
+    engine.train()
+    with torch.no_grad():
+        engine.module.conv.weight *= 1e20
+    before = everything(engine)
+    assert stepped(engine, batches).tolist() == [0, 0, 1, 0]
+    assert same(before, everything(engine))
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_the_optimizer_takes_up_what_another_layout_or_version_saved(
+    world: World, batches: list[Batch], momentum: float
+) -> None:
+    optim = Optim(epochs=1, momentum=momentum)
+    first, *others = [made(world, optim, EngineConfig(channels_last=flag)) for flag in (False, False, True)]
+    first.train()
+    stepped(first, batches)
+    saved = first.optimizer.state_dict()
+    for group in saved["param_groups"]:
+        group["fused"] = None  # what was saved before the flag was heeded
+    ended = []
+    for other in others:
+        other.module.load_state_dict(first.module.state_dict())
+        other.statistics.reload()
+        other.optimizer.load_state_dict(saved)
+        other.train()
+        stepped(other, batches[2:])
+        before = everything(other) if momentum else other.module.state_dict()
+        assert stepped(other, batches[4:], add=BAD["both"][0]).any()
+        assert same(before, everything(other) if momentum else other.module.state_dict())
+        ended.append(before)
+    stepped(first, batches[2:])
+    assert same(ended[0], everything(first) if momentum else first.module.state_dict())
+    for name, tensor in ended[0].items():
+        torch.testing.assert_close(ended[1][name], tensor, msg=name)

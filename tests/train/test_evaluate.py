@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.config import Config
 from pipeline.train.bad import BadImages
 from pipeline.train.dist import World
-from pipeline.train.evaluate import evaluate
+from pipeline.train.evaluate import Answers, evaluate
 from shards.build import build
 from shards.manifest import Manifest
 from shards.readers import find
@@ -48,7 +48,7 @@ def test_top1_top5_and_averaged_are_counted_over_valid_images(
 ) -> None:
     config = configured(data__crop=12, data__augment="none", data__max_bad_fraction=0.1, data__micro_batch=7)
     bad = BadImages(graded, 0.1)
-    figures = evaluate(answers, graded, config, world, bad)
+    figures = evaluate(Answers(answers, graded, config, world, bad))
     (named,) = bad.agree()
     assert named["key"] == "c3/2.png"
     assert (figures["images"], figures["bad"]) == (40, 1)
@@ -69,7 +69,7 @@ def test_top5_needs_five(configured: Callable[..., Config], world: World, graded
         return main.roll(2, dims=1), []
 
     config = configured(data__crop=12, data__augment="none", data__max_bad_fraction=0.1)
-    figures = evaluate(shifted, graded, config, world, BadImages(graded, 0.1))
+    figures = evaluate(Answers(shifted, graded, config, world, BadImages(graded, 0.1)))
     # Now the true class has the logit that its class - 2 had: order 6, at rank (6 + n) % 8.
     ranks = {n: (6 + n) % 8 for n in range(5)}
     counts = {0: 8, 1: 8, 2: 7, 3: 8, 4: 8}

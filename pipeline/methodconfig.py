@@ -1,0 +1,89 @@
+"""The `[method]` section: losses, regularisers and penalties, each with its options and published defaults."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.section import Count, Fraction, NonNegative, Section
+
+
+class Alasca(Section):
+    """ALASCA (Ko, Yi, Yun; AAAI 2023), defaults as released; the warm-up defaults to a quarter of the run."""
+
+    aux_weight: NonNegative = 2.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.7
+    temperature: Annotated[float, Field(gt=0)] = 0.333
+    warmup_epochs: NonNegative | None = None
+    confidence: Literal["ema", "current"] = "ema"
+
+
+class LabelSmoothing(Section):
+    """Szegedy et al. 2016."""
+
+    epsilon: Fraction = 0.1
+
+
+class GeneralizedCrossEntropy(Section):
+    """Zhang and Sabuncu 2018."""
+
+    q: Annotated[float, Field(gt=0, le=1)] = 0.7
+
+
+class SymmetricCrossEntropy(Section):
+    """Wang et al. 2019."""
+
+    alpha: NonNegative = 1.0
+    beta: NonNegative = 0.4
+
+
+class HiddenGradients(Section):
+    """HAR (Cao et al. 2021); the mean of `class_errors`, files of `alasca eval`, gives its weights by class."""
+
+    class_errors: tuple[str, ...] | None = None
+
+    @field_validator("class_errors", mode="before")
+    @classmethod
+    def _one_is_enough(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
+
+
+class InputJacobian(Section):
+    """Hoffman, Roberts and Yaida 2019."""
+
+    n_proj: Count = 1
+
+
+# Published defaults: HAR's 0.1 on gradients of a mean over 128 samples, ours on those of a sum; the Jacobian's 0.01.
+_PENALTY_WEIGHTS = {"none": 0.0, "har": 0.1 / 128, "jacobian": 0.01}
+
+
+class Method(Section):
+    """Base loss on the main head, regulariser on the auxiliary heads, Lipschitz penalty on the network."""
+
+    base: Literal["ce", "ls", "gce", "sce"] = "ce"
+    aux: Literal["none", "alasca"] = "alasca"
+    penalty: Literal["none", "har", "jacobian"] = "none"
+    penalty_weight: NonNegative | None = None  # of the penalty's paper, unless given
+    alasca: Alasca = Alasca()
+    ls: LabelSmoothing = LabelSmoothing()
+    gce: GeneralizedCrossEntropy = GeneralizedCrossEntropy()
+    sce: SymmetricCrossEntropy = SymmetricCrossEntropy()
+    har: HiddenGradients = HiddenGradients()
+    jacobian: InputJacobian = InputJacobian()
+
+    @model_validator(mode="after")
+    def _weight_needs_a_penalty(self) -> Self:
+        if self.penalty == "none" and self.penalty_weight is not None:
+            raise ValueError("penalty_weight needs penalty = 'har' or 'jacobian'")
+        return self
+
+    @property
+    def weight_of_penalty(self) -> float:
+        """Factor on the penalty's mean over the micro-batch."""
+        return _PENALTY_WEIGHTS[self.penalty] if self.penalty_weight is None else self.penalty_weight
+
+    @property
+    def base_options(self) -> dict[str, float]:
+        """Keyword arguments of the base loss."""
+        table = getattr(self, self.base, None)
+        return table.model_dump() if table is not None else {}

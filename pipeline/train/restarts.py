@@ -1,0 +1,52 @@
+"""torchrun's own restarts (`--max-restarts`): attempts of one job, the later ones of which go on by themselves."""
+
+import contextlib
+import json
+import os
+import sys
+
+from pipeline.config import Config
+from pipeline.train import dist
+from pipeline.train.dist import World
+from pipeline.train.launcher import Launcher
+
+_MARK = "job.json"  # in the run's folder: the agents that its ranks were started by
+
+
+class Restarts:
+    """Tells an attempt that torchrun started again from a new job that would meet a run which is not its own.
+
+    Args:
+        config: the run.
+        world: this process; all ranks make one together.
+        launcher: of this process.
+    """
+
+    def __init__(self, config: Config, world: World, launcher: Launcher) -> None:
+        self._config, self._leader = config, world.rank == 0
+        self._agents = sorted({key for key in dist.gather(launcher.key()) if key is not None})
+
+    def resume(self) -> str:
+        """`run.resume`; `auto` in place of `none` where an earlier attempt of this very job began the run.
+
+        The same on all ranks, which call it together.
+        """
+        return str(dist.gather(self._own_resume())[0])
+
+    def _own_resume(self) -> str:
+        chosen = self._config.run.resume
+        count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        if not self._leader or chosen != "none" or count == "0":
+            return chosen
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            known = json.loads((self._config.folder / _MARK).read_text(encoding="utf-8"))["agents"]
+            if set(known) & set(self._agents):  # after a node was lost the others still know each other
+                print(f"alasca: restart {count} of this job: on from the newest checkpoint", file=sys.stderr)
+                return "auto"
+        return chosen
+
+    def mark(self) -> None:
+        """Note in the run's folder that it is this job's, if torchrun may restart it."""
+        if self._leader and self._agents and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+            path = self._config.folder / _MARK
+            path.write_text(json.dumps({"agents": self._agents}) + "\n", encoding="utf-8")

@@ -1,0 +1,138 @@
+"""Saving beside training, choosing, keeping; through whole runs in this process."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from runs import trained
+from safetensors.torch import load_file
+
+from pipeline.config import Config
+from pipeline.record.metrics import timeless
+from pipeline.record.track import read_metrics
+from pipeline.train import checkpoints as module
+from pipeline.train import packed
+from pipeline.train.checkpoint import read_index
+from pipeline.train.checkpoints import Checkpoints
+from pipeline.train.dist import World
+from pipeline.train.index import sealed
+from pipeline.train.inputs import Inputs
+from pipeline.train.loop import Training
+from shards.errors import InputError
+
+Configured = Callable[..., Config]
+
+
+def names(training: Training) -> list[str]:
+    return [path.name.removeprefix("step-0000000") for path in training.checkpoints.paths()]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    configured: Configured, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first save is held back until two more steps are done: it holds the weights of its own step."""
+    go_on, write = threading.Event(), packed.write
+
+    def held(path: Path, *content: object, **options: object) -> object:
+        assert go_on.wait(60)
+        return write(path, *content, **options)
+
+    config = configured(run__name="beside", checkpoint__every_steps=5, run__max_steps=8)
+    training = Training(config, Inputs.open(config, 1), world)
+    monkeypatch.setattr(packed, "write", held)
+    progress = training.tracker.progress
+
+    def looked_at(done: int) -> None:
+        progress(done)
+        if done == 7:
+            assert names(training) == []
+            go_on.set()
+
+    monkeypatch.setattr(training.tracker, "progress", looked_at)
+    training.run()
+    training.close()
+    assert names(training) == ["05", "08"]
+    straight = trained(configured(run__name="straight", run__max_steps=5), world)
+    saved, expected = (run.config.folder / "checkpoints/step-000000005" for run in (training, straight))
+    for file in ("model.safetensors", "optimizer.safetensors", "rank-00000.safetensors"):
+        assert (saved / file).read_bytes() == (expected / file).read_bytes()
+
+
+def test_the_best_checkpoint_stays_beside_the_newest(configured: Configured, world: World) -> None:
+    config = configured(optim__epochs=6, checkpoint__keep=1, eval__select_by="test")
+    training = trained(config, world)
+    figures = {r["step"]: r["main/top1"] for r in read_metrics(config.folder) if r["kind"] == "eval"}
+    best = max(figures, key=lambda step: (figures[step], step == max(figures), -step))
+    first_best = min(step for step in figures if figures[step] == max(figures.values()))
+    assert names(training) in ([f"{first_best:02d}", "30"], [f"{best:02d}"], ["30"])
+    assert f"{first_best:02d}" in names(training)
+    assert read_index(training.checkpoints.paths()[0])["selected"] == max(figures.values())
+    with pytest.raises(InputError, match=r"eval.select_by = 'vall' names none of \[eval.NAME\]"):
+        configured(eval__select_by="vall")
+
+
+def test_a_full_disk_at_a_save_ends_no_run_and_is_told(
+    configured: Configured, world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = packed.write
+
+    def full(path: Path, *content: object, **options: object) -> object:
+        if "step-000000010" in str(path):
+            raise OSError(28, "No space left on device")
+        return write(path, *content, **options)
+
+    monkeypatch.setattr(packed, "write", full)
+    training = trained(configured(optim__epochs=3), world)
+    assert names(training) == ["05", "15"]
+    assert training.checkpoints.failures == ["the checkpoint of step 10 could not be written (No space left on device)"]
+    assert "training goes on; the last good one is step-000000005" in capsys.readouterr().err
+    assert (training.config.folder / "summary.json").exists()
+
+
+def test_ranks_that_see_another_folder_are_named(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SECONDS_TO_SEE", 0.2)
+    monkeypatch.setattr(Path, "touch", lambda self: None)  # what rank 0 writes does not arrive
+    monkeypatch.setattr(module.socket, "gethostname", lambda: "node-b")
+    with pytest.raises(InputError, match=rf"run.dir: node-b cannot see {tmp_path}/run/c, where rank 0 writes"):
+        Checkpoints(tmp_path / "run/c", world, keep=1).meet()
+
+
+def test_what_an_attempt_left_is_swept(configured: Configured, world: World) -> None:
+    training = trained(configured(optim__epochs=1), world)
+    folder = training.config.folder / "checkpoints"
+    (folder / ".step-000000003.abc.tmp").mkdir()
+    (folder / ".step-000000003.abc.tmp/model.safetensors").write_bytes(b"half")
+    trained(configured(optim__epochs=1, run__resume="auto"), world)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000000005"]
+
+
+def test_a_run_of_two_ranks_goes_on_in_one(configured: Configured, world: World, tmp_path: Path) -> None:
+    """Its checkpoint is cut in two as two ranks write it; the run in one process ends bit for bit the same."""
+    straight = trained(configured(run__name="straight"), world)
+    folder = tmp_path / "runs/moved"
+    shutil.copytree(straight.config.folder, folder)
+    shutil.rmtree(folder / "checkpoints/step-000000010")
+    path = folder / "checkpoints/step-000000005"
+    whole = packed.read(path / "rank-00000.safetensors", copy=True)["bank"]
+    (path / "rank-00000.safetensors").unlink()
+    index, homes = read_index(path), [straight.plan.home(rank, 2) for rank in range(2)]
+    for rank, (start, stop) in enumerate(homes):
+        name = f"rank-{rank:05d}.safetensors"
+        state = {"bank": {"start": start, "stop": stop, "rows": whole["rows"][start:stop].clone()}}
+        index["files"][name] = packed.write(path / name, *packed.flatten(state))
+    (path / "index.json").write_text(sealed(index | {"homes": homes, "world": 2}))
+    moved = trained(configured(run__name="moved", run__resume="auto"), world)
+    assert moved.start == 5
+    for a, b in zip(
+        straight.engine.module.state_dict().values(), moved.engine.module.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert straight.objective.bank is not None and moved.objective.bank is not None
+    assert torch.equal(straight.objective.bank.rows, moved.objective.bank.rows)
+    records = [[timeless(r) for r in read_metrics(run.config.folder)] for run in (straight, moved)]
+    assert records[0] == records[1]
+    saved = [load_file(run.config.folder / "checkpoints/step-000000010/model.safetensors") for run in (straight, moved)]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
