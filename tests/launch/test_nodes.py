@@ -221,8 +221,10 @@ def test_local_hands_signals_on_and_tells_a_stop_from_a_failure(
     (run / "stopped").touch()  # of an earlier attempt
     (tmp_path / "torchrun").write_text(TOLD)
     (tmp_path / "torchrun").chmod(0o755)
+    (tmp_path / "launch").mkdir()  # where no .venv with another torchrun lies beside it
+    script = shutil.copy(LAUNCH / "local.sh", tmp_path / "launch")
     job = Job(
-        [*LOCAL, str(config), "--run.dir", str(tmp_path), "--run.name", "told"],
+        [str(script), str(config), "--run.dir", str(tmp_path), "--run.name", "told"],
         tmp_path,
         tmp_path / "log",
         PATH=f"{tmp_path}:{BIN}:{os.environ['PATH']}",
