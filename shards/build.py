@@ -127,7 +127,7 @@ def _build(
             if staging.published is not None:
                 progress.say(f"{name}: another job has finished this very build; nothing to do")
                 return staging.published
-            todo = [index for index in mine if every[index] in set(staging.todo)]
+            todo = [index for index in mine if every[index] in staging.todo]
             if len(todo) < len(mine):
                 progress.say(f"{name}: continuing; {len(mine) - len(todo)} of {len(mine)} shards are there")
             if part and (known := Outline.load(destination)) and known.fingerprint != plan.outline.fingerprint:

@@ -180,9 +180,9 @@ class Staging:
             self.progress.say(f"{self.out.name}: the raw files changed since the build stopped; starting again")
         # Without a plan, a shard of this very build is known by its sidecar.
         found = zip(self.names, sidecars(self.out, self.names, self.build, "build"), strict=True)
-        self.todo = [name for name, sidecar in found if sidecar is None]
+        self.todo = {name for name, sidecar in found if sidecar is None}
         there, mine = self.out.entries(), set(self.names)
-        written = set(self.todo if self.part else there) - (mine - set(self.todo))
+        written = set(self.todo if self.part else there) - (mine - self.todo)
         self.out.remove(name for name in there if name in written and name.startswith("shard-"))
         self.out.remove(f"{BUILD_FOLDER}/{name}" for name in known if name.removesuffix(".json") in self.todo)
         # Of a job that was killed; those of other parts are being written.

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import threading
 import time
@@ -17,6 +16,7 @@ import torch
 from pipeline.train import packed
 from pipeline.train.dist import World
 from pipeline.train.index import INDEX, sealed
+from shards.localfolder import LocalFolder, replace
 
 _POLL = 0.05  # seconds between looks for the other ranks' marks
 
@@ -113,7 +113,7 @@ class Writer:
                 with suppress(OSError):
                     (temporary / name).unlink(missing_ok=True)
         try:
-            _replace(temporary / _mark_name(self._world.rank), json.dumps(mark))
+            replace(temporary / _mark_name(self._world.rank), json.dumps(mark).encode(), temporary)
         except OSError as error:
             mark.setdefault("error", _reason(error))
         if self._world.rank == 0:
@@ -142,14 +142,15 @@ class Writer:
                     return f"rank {rank}: {mark['error']}"
                 files |= mark["files"]
                 homes.append(mark["home"])
-            _replace(temporary / INDEX, sealed({"step": step, "homes": homes, **about, "files": files}))
+            index = sealed({"step": step, "homes": homes, **about, "files": files})
+            replace(temporary / INDEX, index.encode(), temporary)
             for rank in range(self._world.size):
                 (temporary / _mark_name(rank)).unlink()
-            _sync(temporary)
+            LocalFolder(temporary).sync()
             if final.exists():
                 remove(final)
             temporary.rename(final)
-            _sync(self._folder)
+            LocalFolder(self._folder).sync()
         except Exception as error:
             return _reason(error)
         self.sweep(before=step)  # which are over on all ranks, as this one is; another may have begun the next
@@ -182,21 +183,3 @@ def _mark(path: Path, until: float) -> dict[str, Any] | None:
 
 def _mark_name(rank: int) -> str:
     return f".done-{rank:05d}.json"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all, and wait until it is on the disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
