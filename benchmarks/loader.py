@@ -31,7 +31,7 @@ EXAMPLE = """example:
 PHOTOS holds JPEG files as train/CLASS/*.jpg. Peers that are not installed are named; PYTHONPATH may lead to some that
 are installed elsewhere. The tables go to standard output, progress to standard error."""
 
-PARTS = ("decoding", "loaders", "resize", "sharding", "memory", "plan")
+PARTS = ("decoding", "bare", "loaders", "resize", "sharding", "memory", "plan")
 OURS, BARE, OURS_BYTES = "ours", "ours, bare loop", "ours, bytes only"
 
 
@@ -103,21 +103,19 @@ def loaders(place: peers.Place, setting: Setting) -> dict[str, Any]:
         for kind, transform in (own | transforms).items():
             ways[f"{name}, {kind}"] = partial(_peer, name, transform, place, setting)
     rates: dict[str, list[float]] = {}
-    for way, rate in ways.items():  # once without the clock: formats are written, files are read, workers are loaded
-        began = time.perf_counter()
-        try:
-            rate()
-            rates[way] = []
-        except Exception as error:  # a peer that its own defects end is named, and ends nothing else
-            if way in (OURS, BARE, OURS_BYTES):
-                raise
-            absent[way] = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}"
-        say(f"{way}: {absent.get(way, 'ready')} ({time.perf_counter() - began:.1f} s)")
-    for repeat in range(setting.repeats):
-        for way in rates:
-            rates[way].append(ways[way]())
-        say(f"repeat {repeat + 1}/{setting.repeats}: " + ", ".join(f"{w} {v[-1]:.0f}" for w, v in rates.items()))
-    return {"images_per_s": rates, "absent": absent}
+    for repeat in range(setting.repeats + 1):  # the first without the clock: formats are written, files are read
+        for way in [way for way in ways if way not in absent]:
+            began = time.perf_counter()
+            try:
+                rates.setdefault(way, []).append(ways[way]())
+            except Exception as error:  # a peer that its own defects end is named, and ends nothing else
+                if way in (OURS, BARE, OURS_BYTES):
+                    raise
+                absent[way] = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}"
+            done = absent.get(way) or f"{rates[way][-1]:,.0f} images/s"
+            say(f"repeat {repeat}/{setting.repeats}, {way}: {done} ({time.perf_counter() - began:.1f} s)")
+    timed = {way: values[1:] for way, values in rates.items() if way not in absent}
+    return {"images_per_s": timed, "absent": absent}
 
 
 def _peer(name: str, transform: peers.Transform, place: peers.Place, setting: Setting) -> float:
@@ -150,6 +148,7 @@ def measure(options: argparse.Namespace, scratch: Path, given: list[str]) -> Non
     place = peers.Place(raw, manifest, scratch, options.workers, options.batch)
     parts: dict[str, Callable[[], str]] = {
         "decoding": lambda: decoding.markdown(_keep(found, "decoding", _decoding(raw, options))),
+        "bare": lambda: _bare(found, manifest, setting),
         "loaders": lambda: loaders_in_words(_keep(found, "loaders", loaders(place, setting)), setting.processes),
         "resize": lambda: shardings.resized_in_words(
             _keep(found, "resize", shardings.resized(raw, scratch, manifest, setting))
@@ -190,6 +189,16 @@ def _decoding(raw: Path, options: argparse.Namespace) -> dict[str, Any]:
         return decoding.measure(encoded, options.crop, options.repeats)
     finally:
         torch.set_num_threads(threads)
+
+
+def _bare(found: dict[str, Any], manifest: Manifest, setting: Setting) -> str:
+    """One worker, beside which the run's own process has a core even where there are two; then as many as asked for."""
+    found["bare"], said = [], []
+    for count in sorted({1, setting.workers}):
+        figures = loader.measure(manifest, dataclasses.replace(setting, workers=count))
+        found["bare"].append(dataclasses.asdict(figures))
+        said.append("\n".join(loader.lines(figures)))
+    return "\n\n".join(said)
 
 
 def _memory(found: dict[str, Any], manifest: Manifest, scratch: Path, options: argparse.Namespace) -> Any:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,43 +17,63 @@ from shards.manifest import Manifest
 from shards.readers import find
 
 RESIZE = 256
+MORE = 10  # copies of each file, for a set that outweighs the start of a command
+OURS, COPY = "alasca shard", "cp -r and sha256sum"
 
 
 def shard(raw: Path, out: Path, resize: int | None = None) -> Manifest:
-    """Class folders -> shards of 250, as `alasca shard imagefolder` does."""
+    """Class folders -> shards of 250, in this process."""
     return build(find("imagefolder")(raw, None), out, samples_per_shard=250, resize=resize)
 
 
 def against_copying(raw: Path, scratch: Path, repeats: int) -> dict[str, Any]:
-    """Seconds of both, in turn, each until everything is on the disk."""
-    found: dict[str, Any] = {"bytes": sum(path.stat().st_size for path in raw.rglob("*") if path.is_file())}
-    seconds: dict[str, list[float]] = {"shard": [], "cp -r and sha256sum": []}
-    for _ in range(repeats):
-        for name in seconds:
-            out = scratch / "written"
-            shutil.rmtree(out, ignore_errors=True)
-            os.sync()
-            began = time.perf_counter()
-            if name == "shard":
-                shard(raw, out)
-            else:
-                copied = 'cp -r "$1" "$2" && find "$2" -type f -print0 | xargs -0 sha256sum'
-                subprocess.run(["sh", "-c", copied, "sh", str(raw), str(out)], check=True, stdout=subprocess.DEVNULL)
-            os.sync()
-            seconds[name].append(time.perf_counter() - began)
-    shutil.rmtree(scratch / "written", ignore_errors=True)
-    return found | {"seconds": seconds}
+    """Seconds of the command, as it is typed, and of the others, in turn, each until everything is on the disk."""
+    found: dict[str, Any] = {}
+    out = scratch / "written"
+    ways = {
+        OURS: [Path(sys.executable).with_name("alasca"), "shard", "imagefolder", "--root", None, "--out", out],
+        COPY: ["sh", "-c", 'cp -r "$1" "$2" && find "$2" -type f -print0 | xargs -0 sha256sum', "sh", None, out],
+    }
+    for copies in (1, MORE):
+        folder = raw if copies == 1 else _repeated(raw, scratch / "more", copies)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(repeats):
+            for name, words in ways.items():
+                shutil.rmtree(out, ignore_errors=True)
+                os.sync()
+                began = time.perf_counter()
+                subprocess.run([str(word or folder) for word in words], check=True, stdout=subprocess.DEVNULL)
+                os.sync()
+                seconds[name].append(time.perf_counter() - began)
+        size = sum(path.stat().st_size for path in files)
+        found[f"{len(files):,} files"] = {"bytes": size, "seconds": seconds}
+    for folder in (out, scratch / "more"):
+        shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def _repeated(raw: Path, folder: Path, copies: int) -> Path:
+    """The class folders with so many copies of each file."""
+    for path in sorted(raw.glob("*/*")):
+        target = folder / path.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        for number in range(copies):
+            shutil.copyfile(path, target / f"{path.stem}-{number}{path.suffix}")
+    return folder
 
 
 def against_copying_in_words(found: dict[str, Any]) -> str:
-    """Both, and the ratio of their speeds."""
-    theirs = found["seconds"]["cp -r and sha256sum"]
-    megabytes = found["bytes"] / 1e6
-    rows = [
-        [name, spread(seconds), spread([megabytes / each for each in seconds]), spread(ratios(theirs, seconds))]
-        for name, seconds in found["seconds"].items()
-    ]
-    return table(["the same files", "s", "MB/s", "speed over that of cp and sha256sum"], rows)
+    """Both ways at each size, and the ratio of their speeds."""
+    rows = []
+    for files, each in found.items():
+        theirs, megabytes = each["seconds"][COPY], each["bytes"] / 1e6
+        for name, seconds in each["seconds"].items():
+            rates = spread([megabytes / one for one in seconds])
+            rows.append(
+                [f"{files}, {megabytes:,.0f} MB", name, spread(seconds), rates, spread(ratios(theirs, seconds))]
+            )
+    return table(["of", "by", "s", "MB/s", "speed over that of cp and sha256sum"], rows)
 
 
 def resized(raw: Path, scratch: Path, manifest: Manifest, setting: Setting) -> dict[str, Any]:
