@@ -139,9 +139,11 @@ def loaders_in_words(found: dict[str, Any], processes: int) -> str:
 
 def measure(options: argparse.Namespace, scratch: Path, given: list[str]) -> None:
     """Run the parts, print the tables and write the file."""
-    found: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.loader", *given])}
+    # Published as names: where they lie on a machine is nobody else's.
+    words = [options.photos.name if word == str(options.photos) else word for word in given]
+    found: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.loader", *words])}
     found["machine"] = machine.facts()
-    found["settings"] = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "json"}
+    found["settings"] = {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items() if k != "json"}
     raw = unpack(options.photos, scratch)
     manifest = shardings.shard(raw, scratch / "shards")
     setting = Setting(options.workers, options.crop, options.batch, options.images, options.repeats)

@@ -39,20 +39,18 @@ def drill(scene: Scene) -> Iterator[Row]:
     before = record.saved(run)
     status = scene.finish("torchrun", "short", "damaged")
     text = (scene.folder / "damaged.log").read_text()
-    problems = record.differences(run, scene.straight("short", 2))
-    if f"skipping the damaged checkpoint {last}: rank-00001.safetensors is not what was written" not in text:
-        problems.append("it is not named")
-    yield Row(
+    row = Row(
         "damaged checkpoint",
         "torchrun, 2 ranks",
         "goes on where rank 1's file of the newest is flipped",
-        status=str(status),
-        lost=f"back from step {before} to the one before",
-        same="no" if problems else "yes, bit for bit",
+        **record.comparison(run, scene.straight("short", 2), status),
         partial=scene.left_by("damaged"),
         seconds=time.monotonic() - began,
-        problems=problems,
     )
+    row.lost = f"back from step {before} to the one before"
+    named = f"skipping the damaged checkpoint {last}: rank-00001.safetensors is not what was written" in text
+    row.problems += [] if named else ["it is not named"]
+    yield row
 
 
 def every_damage(folder: Path, name: str) -> tuple[list[str], int]:

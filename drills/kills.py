@@ -37,20 +37,17 @@ def drill(scene: Scene) -> Iterator[Row]:
             yield row
         began = time.monotonic()
         status = chain.job.status(240)
-        problems = record.differences(scene.run(_NAME), straight)
-        same = "no" if problems else "yes, bit for bit"
-        problems += [f"{len(moments)} moments were never met"] if moments else []
-        yield Row(
+        row = Row(
             "SIGKILL",
             _SHOWN,
             f"the run that was killed {count} times, at its end",
-            status=str(status),
-            same=same,
+            **record.comparison(scene.run(_NAME), straight, status),
             orphans=chain.job.left(15),
             partial=scene.left_by(_NAME),
             seconds=time.monotonic() - began,
-            problems=problems + ([f"exit status {status}"] if status else []),
         )
+        row.problems += [f"{len(moments)} moments were never met"] if moments else []
+        yield row
     finally:
         chain.job.end()
 

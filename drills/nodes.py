@@ -55,20 +55,14 @@ def _lose(scene: Scene, launcher: str, lost: int) -> Iterator[Row]:
     with together(*agents):
         statuses = [agent.status(_LONG_S) for agent in agents]
         orphans = [words for agent in agents for words in agent.left(15)]
-    problems = record.differences(run, straight)
-    if any(statuses):
-        problems.append(f"exit statuses {statuses}")
     yield Row(
         "a node killed",
         f"two agents of {launcher}, 1 rank each",
         "the same run, started again on both",
-        status=", ".join(map(str, statuses)),
-        lost="0 steps",
-        same="no" if problems else "yes, bit for bit",
+        **record.comparison(run, straight, *statuses),
         orphans=orphans,
         partial=scene.left_by(name),
         seconds=time.monotonic() - began,
-        problems=problems,
     )
 
 

@@ -47,6 +47,18 @@ def partial(*folders: Path) -> list[str]:
     return found
 
 
+def comparison(run: Path, straight: Path, *statuses: int, more_saves: bool = False) -> dict[str, Any]:
+    """Fields of the row of a run that came to its end: whether it is as the undisturbed one, and what is not."""
+    problems = differences(run, straight, more_saves=more_saves)
+    same = "yes, bit for bit" + ("; BatchNorm's averages within rounding" if more_saves else "")
+    return {
+        "status": ", ".join(map(str, statuses)),
+        "lost": "0 steps",
+        "same": "no" if problems else same,
+        "problems": problems + [f"exit status {status}" for status in statuses if status],
+    }
+
+
 def differences(run: Path, straight: Path, *, more_saves: bool = False) -> list[str]:
     """What in the last checkpoint, the record and the summary of a run is not as in the undisturbed one.
 

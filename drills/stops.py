@@ -35,16 +35,13 @@ def drill(scene: Scene) -> Iterator[Row]:
                 yield _stop(scene, launcher, world, name, phase, target, rng)
         began = time.monotonic()
         status = scene.finish(launcher, "long", name, *_WORDS, world=world)
-        found = record.differences(scene.run(name), straight, more_saves=True)
         yield Row(
             "SIGTERM",
             _shown(launcher, world),
             f"the run that was stopped {len(_PHASES) * len(targets)} times, at its end",
-            status=str(status),
-            same="no" if found else "yes, bit for bit; BatchNorm's averages within rounding",
+            **record.comparison(scene.run(name), straight, status, more_saves=True),
             partial=scene.left_by(name),
             seconds=time.monotonic() - began,
-            problems=found + ([f"exit status {status}"] if status else []),
         )
 
 

@@ -40,23 +40,17 @@ def _for_a_while(scene: Scene, bucket: Bucket) -> Row:
         down, after = time.monotonic() - down, record.steps(run)[-1]
         status = job.status(_LONG_S)
         orphans, text = job.left(15), job.text()
-    problems = record.differences(run, scene.straight("short", 2))
-    if status:
-        problems.append(f"exit status {status}")
-    if "trying again" not in text:
-        problems.append("nobody missed the server")
-    return Row(
+    row = Row(
         "S3 down",
         "torchrun, 2 ranks",
         f"for {down:.0f} s after step {step}; training came to step {after} and waited",
-        status=str(status),
-        lost="0 steps",
-        same="no" if problems else "yes, bit for bit",
+        **record.comparison(run, scene.straight("short", 2), status),
         orphans=orphans,
         partial=[*scene.left_by(name), *record.partial(scene.folder / "cache" / name)],
         seconds=time.monotonic() - began,
-        problems=problems,
     )
+    row.problems += [] if "trying again" in text else ["nobody missed the server"]
+    return row
 
 
 def _for_good(scene: Scene, bucket: Bucket) -> Iterator[Row]:
@@ -92,16 +86,12 @@ def _for_good(scene: Scene, bucket: Bucket) -> Iterator[Row]:
     with scene.start("torchrun", "short", name, *words, env=bucket.env) as job:
         status = job.status(_LONG_S)
         orphans = job.left(15)
-    problems = record.differences(run, scene.straight("short", 2))
     yield Row(
         "S3 down",
         "torchrun, 2 ranks",
         "the same run, once the server is back",
-        status=str(status),
-        lost="0 steps",
-        same="no" if problems else "yes, bit for bit",
+        **record.comparison(run, scene.straight("short", 2), status),
         orphans=orphans,
         partial=[*scene.left_by(name), *record.partial(scene.folder / "cache" / name)],
         seconds=time.monotonic() - began,
-        problems=problems,
     )

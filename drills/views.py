@@ -36,23 +36,17 @@ def _run(scene: Scene, done: str, name: str, env: dict[str, str], mode: str, *, 
         status = job.status(_ENDS_S)
         orphans = job.left(20)
         warnings = [line for line in job.text().splitlines() if line.startswith("warning: wandb")]
-    problems = record.differences(scene.run(name), scene.straight("short", 2))
-    if status:
-        problems.append(f"exit status {status}")
-    if len(warnings) != 1:
-        problems.append(f"{len(warnings)} warnings of wandb: {warnings}")
-    return Row(
+    row = Row(
         "wandb",
         "torchrun, 2 ranks",
         done,
-        status=str(status),
-        lost="0 steps",
-        same="no" if problems else "yes, bit for bit",
+        **record.comparison(scene.run(name), scene.straight("short", 2), status),
         orphans=orphans,
         partial=scene.left_by(name),
         seconds=time.monotonic() - began,
-        problems=problems,
     )
+    row.problems += [] if len(warnings) == 1 else [f"{len(warnings)} warnings of wandb: {warnings}"]
+    return row
 
 
 def _address(port: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A run that is killed and goes on in another number of processes: two, one, four."""
+"""A run that is killed and goes on in another number of processes: two, one, four, two."""
 
 import time
 from collections.abc import Iterator
@@ -18,6 +18,8 @@ from pipeline.train import packed
 from pipeline.train.checkpoint import MODEL, complete, own_name, read_index
 
 _NAME = "worlds"
+_LAST = 60  # step
+_PARTS = (("torchrun", 2, 14), ("python", 1, 29), ("torchrun", 4, 45), ("deepspeed", 2, _LAST))  # and until which step
 _CLOSE = 0.02  # of how far the weights moved: a ReLU whose input is within rounding of zero flips
 
 
@@ -26,10 +28,10 @@ def drill(scene: Scene) -> Iterator[Row]:
     straight = scene.straight("short", 2)
     run = scene.run(_NAME)
     at = 0
-    for launcher, world, until in (("torchrun", 2, 18), ("python", 1, 38), ("torchrun", 4, 60)):
+    for launcher, world, until in _PARTS:
         began, since = time.monotonic(), time.time()
         with scene.start(launcher, "short", _NAME, world=world) as job:
-            if until < 60:
+            if until < _LAST:
                 job.wait_for(lambda: record.steps(run, since)[-1:] >= [until], f"step {until}")  # noqa: B023
                 kill([psutil.Process(job.process.pid), *job.ranks()])
             status = job.status(240)
@@ -38,7 +40,7 @@ def drill(scene: Scene) -> Iterator[Row]:
         done, saved = record.steps(run)[-1], record.saved(run)
         problems = [] if began_at == at else [f"began at step {began_at}, though step {at} was saved"]
         at = saved
-        last = until == 60
+        last = until == _LAST
         same = "see the last of these"
         if last:
             found, same = _compared(run, straight)

@@ -1,6 +1,6 @@
 """What README and docs tell people to type works: every shell block is run, or says why it is not.
 
-Training is made small on the way (a tiny network and images, two steps, two processes instead of eight); everything
+Training is made small on the way (a tiny network and images, two steps, one process instead of eight); everything
 else runs as it is written, on raw trees of the published layouts.
 """
 
@@ -75,8 +75,8 @@ def small(line: str) -> str:
     """A training command in small; any other as it is."""
     if "launch/train.py" not in line:
         return line
-    line = re.sub(r"--nproc-per-node \d+", "--standalone --nproc-per-node 2", line)
-    line = re.sub(r"--num_gpus \d+", f"--num_accelerators 2 --master_port {20000 + os.getpid() % 10000}", line)
+    line = re.sub(r"--nproc-per-node \d+", "--standalone --nproc-per-node 1", line)
+    line = re.sub(r"--num_gpus \d+", f"--num_accelerators 1 --master_port {20000 + os.getpid() % 10000}", line)
     balance = " --data.balance true" if "clothing1m" in line else ""
     name = f"run-{next(NUMBERS)}"  # docs start one recipe in several ways
     return f"{line} {SMALL}{balance} --run.name {name}"

@@ -97,6 +97,23 @@ def ended(*jobs: Job) -> Iterator[None]:
             job.end()
 
 
+def launch(command: list[str], config: Path, name: str, env: dict[str, str] | None = None) -> Path:
+    """Train to the end; returns the folder of the run."""
+    extensions = config.parent / f"{name}-extensions"
+    done = subprocess.run(
+        [*command, TRAIN, str(config), "--run.name", name],
+        env={**(os.environ if env is None else env), "TORCH_EXTENSIONS_DIR": str(extensions)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        cwd=config.parent,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not list(extensions.glob("*")), "deepspeed compiled something"
+    return config.parent / name
+
+
 def slurm_job(config: Path, name: str, programs: Path) -> Job:
     """slurm.sbatch on two nodes of one rank, submitted in `programs`."""
     for program, text in (("srun", SRUN), ("scontrol", SCONTROL)):
