@@ -43,7 +43,7 @@ class Data(Section):
     max_pixels: Count = 178_956_970  # Pillow's own limit for a decompression bomb
     cache: str | None = None  # folder for what URLs hold (~/.cache/alasca); given, it stands before local folders too
     cache_gb: Annotated[float, Field(gt=0)] = 50.0  # 10^9 bytes, of all that is in there
-    fetch_timeout: Annotated[float, Field(gt=0)] = 300.0  # seconds for one file, with all retries
+    fetch_timeout: Annotated[float, Field(gt=0)] = 300.0  # seconds for one file, whoever fetches it, with all retries
 
     @field_validator("subset", "balance", mode="plain")
     @classmethod

@@ -32,7 +32,7 @@ class Cache:
 
     folder: None stands for `$XDG_CACHE_HOME/alasca` (else `~/.cache/alasca`) for URLs, and for none for local folders.
     bytes: bound on all files together; each process may go over it by the one shard it cannot do without.
-    seconds: for one file, with all its retries.
+    seconds: for one file, with all its retries, and with the wait for another process that fetches it.
     """
 
     folder: Path | None = None

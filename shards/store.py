@@ -86,15 +86,20 @@ class Store:
             release: closes one file of the caller's where room is short, and returns whether it could.
 
         Raises:
-            OwnError: it cannot be had in time, or what is there is another file.
+            OwnError: it cannot be had in time, waiting for another process included, or what is there is another file.
         """
-        path = self.path(name, sha256)
+        path, began = self.path(name, sha256), time.monotonic()
         while True:
             descriptor = files.hold(path, length)
             if descriptor is not None:
                 return descriptor
             part = files.claim(path)
             if part is None:
+                if time.monotonic() - began > self.cache.seconds:
+                    raise OwnError(
+                        f"{self.name}/{name}: another process did not have it within {self.cache.seconds:.3g} s: see to"
+                        " the server, or raise data.fetch_timeout"
+                    )
                 time.sleep(_POLL)
                 continue
             try:
@@ -103,7 +108,7 @@ class Store:
                     if not self.cache.make_room(length, release) and ahead:
                         raise OwnError(f"the cache {self.cache.root} has no room yet for {self.name}/{name}")
                     free = None if ahead else partial(self.cache.free, length, release)
-                    self._fetch(name, files.part_of(path), part, length, sha256, free, once=ahead)
+                    self._fetch(name, files.part_of(path), part, length, sha256, began, free, once=ahead)
                     files.finish(part, path, path)
                     descriptor = files.hold(path, length)
             finally:
@@ -127,7 +132,7 @@ class Store:
         while (part := files.claim(path)) is None:
             pass  # the name is ours alone, but another process may be sweeping
         try:
-            self._fetch(name, files.part_of(path), part, limit, None)
+            self._fetch(name, files.part_of(path), part, limit, None, time.monotonic())
             yield files.part_of(path)
         finally:
             files.abandon(part, path)
@@ -139,14 +144,15 @@ class Store:
         part: int,
         length: int,
         sha256: str | None,
+        began: float,
         free: Callable[[], bool] | None = None,
         once: bool = False,
     ) -> None:
         """Fill `path`, which is open as `part`, with the right content and put it on the disk.
 
-        Where the disk is full, `free` is asked, once, to remove something from it.
+        began: when its time began to count. free: asked, once, to remove something from a disk that is full.
         """
-        url, began, wait, wrong, tries = join(self.url, name), time.monotonic(), _FIRST_WAIT, 0, 0
+        url, wait, wrong, tries = join(self.url, name), _FIRST_WAIT, 0, 0
         stall = min(_LONGEST_STALL, self.cache.seconds / 5)
         while True:
             tries += 1

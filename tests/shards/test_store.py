@@ -4,16 +4,17 @@ import argparse
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import server as web
 from server import Server, serving
 
-from shards import commands
-from shards.cache import Cache
+from shards import commands, store
+from shards.cache import Cache, abandon, claim
 from shards.errors import InputError, OwnError
 from shards.manifest import Manifest
 
@@ -191,6 +192,62 @@ def test_a_server_that_is_gone_for_good(served: Server, tmp_path: Path, built: M
     for call in (lambda: manifest.shard_path(0), lambda: load(served, cache)):
         with pytest.raises(InputError, match=r"127.0.0.1.*; gave up after .* data.fetch_timeout"):
             call()
+
+
+class Clock(SimpleNamespace):
+    """Moves on where the store sleeps, and calls `at` then; nobody waits."""
+
+    def __init__(self, at: Callable[[float], None] = lambda now: None) -> None:
+        super().__init__(now=1000.0, monotonic=lambda: self.now, at=at)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.at(self.now)
+
+
+def test_another_process_is_waited_for_no_longer_than_for_the_file(
+    built: Manifest, served: Server, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, shard, clock = load(served, cache), built.shards[0], Clock()
+    assert manifest.store is not None
+    path = manifest.store.path(shard.name, shard.sha256)
+    part = claim(path)
+    assert part is not None
+    monkeypatch.setattr(store, "time", clock)
+    with pytest.raises(OwnError, match=rf"train/{shard.name}: another process did not have it within 5 s: .*_timeout"):
+        manifest.shard_path(0)
+    assert 1005 <= clock.now < 1006
+    assert not served.asked[f"train/{shard.name}"]
+    abandon(part, path)
+    assert manifest.shard_path(0).read_bytes() == built.shard_path(0).read_bytes()
+
+
+def test_the_time_that_was_waited_for_another_process_counts(
+    built: Manifest,
+    served: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It lets go after 200 s of 300, and the server never answers."""
+    manifest, shard = load(served, Cache(tmp_path / "cache", seconds=300)), built.shards[0]
+    assert manifest.store is not None
+    path = manifest.store.path(shard.name, shard.sha256)
+    held = [claim(path)]
+
+    def let_go(now: float) -> None:
+        if held and now >= 1200:
+            part = held.pop()
+            assert part is not None
+            abandon(part, path)
+
+    clock = Clock(let_go)
+    monkeypatch.setattr(store, "time", clock)
+    served.always[f"train/{shard.name}"] = web.status(500)
+    with pytest.raises(OwnError, match=rf"{shard.name}: .*status 500; gave up after \d+ tries in \d+ s"):
+        manifest.shard_path(0)
+    assert "trying again for 100 s" in capsys.readouterr().err
+    assert clock.now <= 1300
 
 
 def test_the_manifest_itself_is_looked_at(served: Server, cache: Cache) -> None:
