@@ -1,12 +1,12 @@
-"""Fetches the shards that a rank will read next, while it trains."""
+"""Fetches the shards that a rank will read next, while it trains or evaluates."""
 
 import os
 import threading
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from pipeline.data.plan import Need, Plan
+from pipeline.data.plan import Need
 from shards.cache import NEVER, mark
 from shards.errors import OwnError
 from shards.manifest import Manifest
@@ -24,8 +24,17 @@ class _Visit(NamedTuple):
     shard: int
 
 
+class Order(Protocol):
+    """When which shard is read: `Plan` of training, `InOrder` of an evaluation."""
+
+    steps_per_epoch: int
+
+    def needs(self, epoch: int, lane: int) -> list[Need]:
+        """The shards that a lane reads in an epoch, with the steps of it."""
+
+
 class Ahead:
-    """Walks the plan from a step on, as far ahead of `reached` as the cache has room, in threads of its own.
+    """Walks the order from a step on, as far ahead of `reached` as the cache has room, in threads of its own.
 
     It can neither fail nor delay a run: what does not arrive is left to the data worker that needs it, which fetches it
     itself, with all its retries. It also tells the cache when each shard will be needed again. Shards that are opened
@@ -33,15 +42,27 @@ class Ahead:
 
     Args:
         manifest: the dataset.
-        plan: its order.
+        order: of its samples.
         lanes: of this rank.
         start: step to begin with.
         stop: step before which the run ends.
         share: processes that share the cache.
+        flight: given, it goes no further than a shard for each of its threads beyond so many steps, those that data
+            workers are at: an evaluation must not push out what training needs after it.
     """
 
-    def __init__(self, manifest: Manifest, plan: Plan, lanes: range, start: int, stop: int, share: int) -> None:
-        self._manifest, self._plan, self._lanes, self._stop = manifest, plan, lanes, stop
+    def __init__(
+        self,
+        manifest: Manifest,
+        order: Order,
+        lanes: range,
+        start: int,
+        stop: int,
+        share: int,
+        flight: int | None = None,
+    ) -> None:
+        self._manifest, self._order, self._lanes, self._stop = manifest, order, lanes, stop
+        self._flight = flight
         self._step, self._first_step, self._began = start, start, time.monotonic()
         self._turn, self._closed = threading.Lock(), threading.Event()
         self._window: list[_Visit] = []  # fetched, or being fetched, and not read yet
@@ -52,7 +73,7 @@ class Ahead:
         self._room, self._share = (manifest.cache.bytes - tables) // share, share
         if not manifest.fetches:
             return
-        self._visits = (visit for visit in self._in_order(start // plan.steps_per_epoch) if visit.last >= start)
+        self._visits = (visit for visit in self._in_order(start // order.steps_per_epoch) if visit.last >= start)
         if self._room >= max(size for size, store in zip(self._bytes, self._stores, strict=True) if store):
             for _ in range(_THREADS):
                 threading.Thread(target=self._work, daemon=True).start()
@@ -84,16 +105,16 @@ class Ahead:
         self._closed.set()
 
     def _needs(self, epoch: int, lane: int) -> list[Need]:
-        return [need for need in self._plan.needs(epoch, lane) if self._stores[need.shard] is not None]
+        return [need for need in self._order.needs(epoch, lane) if self._stores[need.shard] is not None]
 
     def _in_order(self, epoch: int) -> Iterator[_Visit]:
-        while epoch * self._plan.steps_per_epoch < self._stop:
+        while epoch * self._order.steps_per_epoch < self._stop:
             yield from self._epoch(epoch)
             epoch += 1
 
     def _epoch(self, epoch: int) -> list[_Visit]:
         """What this rank reads in an epoch, in the order of need."""
-        base = epoch * self._plan.steps_per_epoch
+        base = epoch * self._order.steps_per_epoch
         needs = (need for lane in self._lanes for need in self._needs(epoch, lane))
         visits = [_Visit(base + need.first, base + need.last, need.shard) for need in needs]
         return sorted((visit for visit in visits if visit.first < self._stop), key=lambda visit: visit.first)
@@ -111,11 +132,16 @@ class Ahead:
             visit = next(self._visits, None)
             while visit is not None and not self._closed.is_set():
                 self._forget_what_is_read()
-                if sum(self._bytes[v.shard] for v in self._window) + self._bytes[visit.shard] <= self._room:
+                if self._fits(visit):
                     self._window.append(visit)
                     return visit
                 self._closed.wait(_LOOK)
             return None
+
+    def _fits(self, visit: _Visit) -> bool:
+        if sum(self._bytes[v.shard] for v in self._window) + self._bytes[visit.shard] > self._room:
+            return False
+        return self._flight is None or sum(v.first > self._step + self._flight for v in self._window) < _THREADS
 
     def _fetch(self, visit: _Visit) -> bool:
         shard, store = self._manifest.shards[visit.shard], self._stores[visit.shard]
@@ -138,7 +164,7 @@ class Ahead:
 
     def _again(self, visit: _Visit) -> int | None:
         """Step at which a shard is read in the epoch after a visit; None where the run ends before."""
-        epoch = visit.first // self._plan.steps_per_epoch + 1
+        epoch = visit.first // self._order.steps_per_epoch + 1
         if self._next_epoch[0] != epoch:
             self._next_epoch = epoch, {later.shard: later.first for later in reversed(self._epoch(epoch))}
         return self._next_epoch[1].get(visit.shard)

@@ -10,7 +10,7 @@ import multiprocessing.resource_tracker
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from typing import Any, Self
@@ -21,10 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.data.ahead import Ahead
 from pipeline.data.augment import Augment, eval_view, sample_rng, train_view
 from pipeline.data.batch import Bad, Batch
 from pipeline.data.decode import Pixels, UndecodableImageError, decode
 from pipeline.data.frames import AHEAD, Arrivals, Frames
+from pipeline.data.inorder import InOrder
 from pipeline.data.plan import Ids, Plan
 from pipeline.data.reader import ShardReader
 from shards.manifest import Manifest
@@ -98,7 +100,13 @@ class EvalBatches(Dataset[Batch]):
     ) -> None:
         self._part = part or Part(np.arange(manifest.num_samples, dtype=np.int64), manifest.labels)
         self._crop, self._augment, self._max_pixels = crop, augment, max_pixels
-        self._reader, self._frames = ShardReader(manifest, _IN_ORDER, once=True), Frames()
+        self._manifest, self._frames = manifest, Frames()
+        self._reader = ShardReader(manifest, _IN_ORDER, once=True)
+
+    def ahead(self, keys: Sequence[tuple[int, int]], workers: int, share: int) -> Ahead:
+        """What fetches the shards of these batches for so many data workers; `share` processes share the cache."""
+        order = InOrder(self._manifest.shard_sizes, self._part.ids, keys)
+        return Ahead(self._manifest, order, range(1), 0, len(keys), share, flight=AHEAD * workers)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         ids = self._part.ids[slice(*key)]
@@ -136,11 +144,16 @@ class Feed:
     They come from a fork server, which has nothing but this module in it: forked from here, with the threads of
     collectives and of CUDA running, a worker now and then waited for ever for a lock that some thread had held.
 
+    With `ahead`, which fetches for batches as steps, it says how far they are, and closes it.
+
     Close it, whatever happened: the workers ignore the signals that end a run, among them the one that Python would
     send them at exit before waiting for them, for ever.
     """
 
-    def __init__(self, dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], keys: Iterable[Any], workers: int, pin: bool, ahead: Ahead | None = None
+    ) -> None:
+        self._ahead, self._handed_over = ahead, 0
         known = set(multiprocessing.active_children())
         self._arrivals = Arrivals(workers) if workers and not pin else None  # pinning copies, too
         self._loader = iter(
@@ -169,6 +182,9 @@ class Feed:
     def __next__(self) -> Batch:
         batch = next(self._loader) if self._prepared is None else self._prepared
         self._prepared = None
+        self._handed_over += 1
+        if self._ahead is not None:
+            self._ahead.reached(self._handed_over)
         if self._arrivals is not None and isinstance(batch, Batch):
             return dataclasses.replace(batch, images=self._arrivals.copy(batch.images))
         return batch
@@ -180,6 +196,8 @@ class Feed:
     def close(self) -> None:
         """End the workers; a second call does nothing."""
         atexit.unregister(self.close)
+        if self._ahead is not None:
+            self._ahead.close()
         if self._workers:
             # torch's own way first: it forgets the workers, so that their end is not taken for a crash. But it would
             # wait 10 s for each that waits for a shard that does not come: longer than launchers wait.

@@ -101,7 +101,8 @@ class Answers:
         images = self.manifest.num_samples if self._part is None else len(self._part.ids)
         keys = list(eval_keys(images, data.micro_batch * 2, self._world.rank, self._world.size))
         self._progress.start(sum(stop - start for start, stop in keys), "images")
-        with closing(Feed(dataset, keys, data.workers, pin=device.type == "cuda")) as feed:
+        ahead = dataset.ahead(keys, data.workers, dist.neighbours())
+        with closing(Feed(dataset, keys, data.workers, pin=device.type == "cuda", ahead=ahead)) as feed:
             for host_batch in feed:
                 if self._stop():
                     self.cut_off = True

@@ -130,7 +130,8 @@ def features(
                 stack.callback(handle.remove)
         progress = stack.enter_context(for_user())
         progress.start(sum(stop - start for start, stop in chosen), "images")
-        feed = stack.enter_context(closing(Feed(dataset, chosen, data.workers, pin=device.type == "cuda")))
+        ahead = dataset.ahead(chosen, data.workers, share=1)
+        feed = stack.enter_context(closing(Feed(dataset, chosen, data.workers, pin=device.type == "cuda", ahead=ahead)))
         for host_batch in feed:
             batch: Batch = host_batch.to(device)
             module(normalise(batch.images, run.config.engine.channels_last))

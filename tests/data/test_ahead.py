@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import server as web
 import torch
@@ -14,8 +15,9 @@ from server import Server, serving
 
 from pipeline.data import ahead
 from pipeline.data.ahead import Ahead
-from pipeline.data.loader import Feed, TrainBatches, lanes_of_a_worker, train_keys
-from pipeline.data.plan import Plan
+from pipeline.data.inorder import InOrder
+from pipeline.data.loader import EvalBatches, Feed, TrainBatches, eval_keys, lanes_of_a_worker, train_keys
+from pipeline.data.plan import Need, Plan
 from shards.build import build
 from shards.cache import Cache
 from shards.manifest import Manifest
@@ -199,3 +201,28 @@ def test_no_warning_where_all_fits(served: Server, small: Manifest, tmp_path: Pa
     assert Ahead(remote(served, small, tmp_path, 8.1), plan, range(2), 0, 1, 2).warning() is None
     warning = Ahead(remote(served, small, tmp_path, 7), plan, range(2), 0, 1, 2).warning()
     assert warning is not None
+
+
+def test_an_evaluation_is_fetched_ahead_but_only_so_far(
+    served: Server, small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard is a batch here; at most one for each thread is there before its turn: training goes on afterwards."""
+    monkeypatch.setattr(ahead, "_THREADS", 2)
+    manifest = remote(served, small, tmp_path, 40)
+    dataset = EvalBatches(manifest, crop=16, augment="resized_crop", max_pixels=10**6)
+    keys = list(eval_keys(60, 5, 1, 2))
+    feed = Feed(dataset, keys, 0, pin=False, ahead=dataset.ahead(keys, workers=0, share=1))
+    names = [shard.name for shard in small.shards]
+    for batch in range(3):
+        soon(lambda there=6 + batch + 3: fetched(served) == set(names[6:there]))  # its own and two more
+        time.sleep(0.05)
+        assert len(fetched(served)) == batch + 3
+        assert next(feed).positions.tolist() == list(range(*keys[batch]))
+    feed.close()
+    assert set(served.asked.values()) == {1}
+
+
+def test_when_an_evaluation_reads_which_shard() -> None:
+    sizes, ids = np.array([4, 3, 5, 2]), np.array([1, 3, 7, 8, 11, 12])
+    assert InOrder(sizes, ids, [(0, 4), (4, 6)]).needs(0, 0) == [Need(0, 0, 0), Need(2, 0, 1), Need(3, 1, 1)]
+    assert InOrder(sizes, ids, []).needs(0, 0) == []

@@ -1,6 +1,7 @@
 """Training and evaluation from shards that lie elsewhere: the same run, bit for bit."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,15 +9,17 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 from runs import trained
-from server import Server, serving, status
+from server import Handler, Server, serving, status, whole
 
 from pipeline.config import Config
 from pipeline.record.metrics import timeless
 from pipeline.record.track import read_metrics
+from pipeline.train.bad import BadImages
 from pipeline.train.dist import World
-from pipeline.train.evaluate import open_set
+from pipeline.train.evaluate import Answers, evaluate, open_set
 from pipeline.train.inputs import Inputs
 from pipeline.train.stored import StoredRun
+from shards.cache import Cache
 from shards.errors import InputError, OwnError
 from shards.manifest import Manifest
 
@@ -96,6 +99,33 @@ def test_an_evaluation_from_s3(
     assert figures == run.evaluate(clean_photos, world)
     last = json.loads((config.folder / "summary.json").read_text())["sets"]["test"]
     assert figures["main/top1"] == last["main/top1"]
+
+
+def test_an_evaluation_asks_for_a_shard_before_its_turn(
+    configured: Configured, world: World, clean_photos: Manifest, tmp_path: Path
+) -> None:
+    """The server keeps the first one back until it is asked for the second; the first batch is all in the first."""
+    asked = threading.Event()
+
+    def kept_back(handler: Handler, content: bytes) -> None:
+        if asked.wait(20):
+            whole(handler, content)
+
+    def noted(handler: Handler, content: bytes) -> None:
+        asked.set()
+        whole(handler, content)
+
+    def figures(manifest: Manifest) -> dict[str, float] | None:
+        def by_colour(images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            return images.float().mean(dim=(1, 2)), []
+
+        return evaluate(Answers(by_colour, manifest, configured(data__micro_batch=2), world, BadImages(manifest, 0.0)))
+
+    with serving(clean_photos.root) as server:
+        first, second = (shard.name for shard in clean_photos.shards[:2])
+        server.always = {first: kept_back, second: noted}
+        there = open_set(server.url, clean_photos.classes, "--data", Cache(tmp_path / "cache", seconds=8))
+        assert figures(there) == figures(clean_photos)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
