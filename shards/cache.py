@@ -33,11 +33,13 @@ class Cache:
     folder: None stands for `$XDG_CACHE_HOME/alasca` (else `~/.cache/alasca`) for URLs, and for none for local folders.
     bytes: bound on all files together; each process may go over it by the one shard it cannot do without.
     seconds: for one file, with all its retries, and with the wait for another process that fetches it.
+    remedy: what helps where the disk is full, for messages.
     """
 
     folder: Path | None = None
     bytes: int = 50 * 10**9
     seconds: float = 300.0
+    remedy: str = "free some, lower data.cache_gb, or set data.cache (outside a run XDG_CACHE_HOME) to another disk"
 
     @property
     def root(self) -> Path:

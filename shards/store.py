@@ -180,8 +180,7 @@ class Store:
                     free = None
                     continue
                 raise OwnError(
-                    f"the cache {self.cache.root} has no room for {redact(url)} ({error.strerror}): free some, lower"
-                    " data.cache_gb, or set data.cache (outside a run XDG_CACHE_HOME) to another disk"
+                    f"the cache {self.cache.root} has no room for {redact(url)} ({error.strerror}): {self.cache.remedy}"
                 ) from None
             spent = time.monotonic() - began
             if once or wrong == _WRONG_TRIES or spent + wait > self.cache.seconds:

@@ -111,7 +111,7 @@ def _fetching_anew(manifest: Manifest) -> Iterator[Manifest]:
         yield manifest
         return
     with tempfile.TemporaryDirectory(prefix="alasca-") as folder:
-        cache = Cache(Path(folder))
+        cache = Cache(Path(folder), remedy="free some, or set TMPDIR to another disk")
         folders = {
             place: replace(there, cache=cache) if isinstance(there, Store) else there
             for place, there in manifest.folders.items()

@@ -1,8 +1,10 @@
 """A disk that is full, a real one: a small file system in memory, mounted where the tests may do that."""
 
 import os
+import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,6 +81,23 @@ def test_a_disk_full_of_other_things_is_one_clear_line(photos: Manifest, disk: D
         assert not [*place.rglob("*.part")] and not [*place.rglob("*.tar")]
         (place / "other").unlink()
         assert same(epoch(manifest), epoch(photos))
+
+
+def test_a_disk_too_small_to_verify_is_one_line_that_names_it(
+    photos: Manifest, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is fetched to be verified passes through TMPDIR, not through the cache."""
+    place = disk(table_bytes(photos) + 20_000)
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # or the one it found before would do
+    with serving(photos.root) as server:
+        with pytest.raises(OwnError) as caught:
+            verify(server.url)
+        assert re.search(rf" {place}/\S+ has no room for {server.url}/shard-\d{{6}}\.tar \(No space", str(caught.value))
+        assert str(caught.value).endswith(": free some, or set TMPDIR to another disk")
+        assert not [*place.iterdir()]
+        disk(20 << 20)
+        assert verify(server.url).differences == ()
 
 
 def test_a_full_disk_closes_a_shard_of_ones_own_before_it_is_an_error(photos: Manifest, disk: Disk) -> None:
