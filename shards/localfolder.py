@@ -37,6 +37,11 @@ class LocalFolder:
         """How messages and users name it."""
         return str(self.root)
 
+    @property
+    def place(self) -> Path:
+        """What opens it as a dataset."""
+        return self.root
+
     def prepare(self) -> None:
         """Make the folder and BUILD_FOLDER in it."""
         (self.root / BUILD_FOLDER).mkdir(parents=True, exist_ok=True)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from shards.destination import Destination, find
 from shards.errors import InputError
-from shards.localfolder import BUILD_FOLDER, LocalFolder
+from shards.localfolder import BUILD_FOLDER
 from shards.manifest import MANIFEST, Manifest
 from shards.outline import Outline, shard_name
 from shards.part import Part
 from shards.progress import Progress
 from shards.publication import publish_build
 from shards.readers.record import first
-from shards.staging import compare, lock, sidecars
+from shards.staging import compare, lacking, lock, sidecars
 
 _CHUNK = 1 << 20
 
@@ -27,20 +27,19 @@ def merge(places: Sequence[str | Path], progress: Progress | None = None) -> Man
     What lies in other folders is copied, verified on the way, and stays there. Equal to a build in one job, byte for
     byte. Folders may be URLs. Killed and called again it goes on; of a finished dataset it changes nothing.
 
-    Raises InputError where parts are missing or unfinished, are of different builds, or cannot be read or written.
+    Raises InputError where parts are missing or unfinished, are of different builds (or of another than the first
+    folder's finished one), or cannot be read or written.
     """
     progress = progress or Progress()
     folders = [find(place) for place in places]
     out = folders[0]
     if len({os.path.realpath(folder.name) for folder in folders}) < len(folders):
         raise InputError(f"{out.name}: one folder is named twice; name each once")
-    entries = out.entries()
-    if MANIFEST in entries:
-        progress.say(f"{out.name}: is finished already; nothing to do, and nothing is taken from elsewhere")
-        if BUILD_FOLDER in entries:
-            out.remove_build_folder()  # left where a merge was killed in its last moment
-        return Manifest.load(out.root) if isinstance(out, LocalFolder) else Manifest.read(out.url)
     try:
+        if MANIFEST in out.entries():
+            manifest = _finished(out, folders[1:])
+            progress.say(f"{out.name}: is finished already; nothing to do")
+            return manifest
         with ExitStack() as stack:
             outlines = [_outline(folder) for folder in folders]
             for folder in folders:
@@ -54,6 +53,26 @@ def merge(places: Sequence[str | Path], progress: Progress | None = None) -> Man
     except OSError as error:
         where = error.filename or out.name
         raise InputError(f"{where}: {error.strerror or error}; mend this and run the same again to go on") from None
+    return manifest
+
+
+def _finished(out: Destination, others: Sequence[Destination]) -> Manifest:
+    """Return the dataset in `out`; raises InputError where it is damaged, or shards in the others are not its own."""
+    manifest, entries = Manifest.read(out.place), out.entries()
+    if problems := lacking(manifest, entries):
+        raise InputError(f"{out.name}: {problems[0]}; build it again or copy it again")
+    own = {shard.name: shard.sha256 for shard in manifest.shards}
+    for folder in others:
+        outline = _outline(folder)
+        names = [shard_name(index) for index in range(outline.num_shards)]
+        found = zip(names, sidecars(folder, names, outline.fingerprint, "outline"), strict=True)
+        if foreign := [name for name, sidecar in found if sidecar and sidecar["sha256"] != own.get(name)]:
+            raise InputError(
+                f"{folder.name}: its shards ({first(foreign)}) are no part of {out.name}, which is finished already;"
+                " name the folders that it was made of"
+            )
+    if BUILD_FOLDER in entries:
+        out.remove_build_folder()  # left where a merge was killed in its last moment
     return manifest
 
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from shards.destination import Destination
 from shards.errors import InputError
-from shards.localfolder import LocalFolder
 from shards.manifest import (
     KEYS,
     MANIFEST,
@@ -62,9 +61,7 @@ def publish(
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     destination.write(MANIFEST, text.encode())
     destination.sync()
-    if isinstance(destination, LocalFolder):
-        return Manifest.load(destination.root)
-    return Manifest.read(destination.url)  # its table, which has just been sent, need not come back
+    return Manifest.read(destination.place)  # its table, which has just been written, need not come back
 
 
 def publish_build(destination: Destination, outline: Outline, sidecars: Iterable[dict[str, Any] | None]) -> Manifest:

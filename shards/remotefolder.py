@@ -39,6 +39,11 @@ class RemoteFolder:
         """The URL without its secrets."""
         return redact(self.url)
 
+    @property
+    def place(self) -> str:
+        """What opens it as a dataset: with its secrets."""
+        return self.url
+
     def prepare(self) -> None:
         """Make the folder and BUILD_FOLDER in it, where a folder is something to make."""
         if check(self.url) not in _OBJECT_STORES:

@@ -67,8 +67,8 @@ def finished(out: Destination, settings: dict[str, Any]) -> Manifest | None:
     if MANIFEST not in entries:
         return None
     try:
-        manifest = Manifest.read(out.root if isinstance(out, LocalFolder) else out.url)
-        problems = _problems(manifest, entries)
+        manifest = Manifest.read(out.place)
+        problems = lacking(manifest, entries)
         there = manifest.source | {
             "split": manifest.split,
             "classes": list(manifest.classes),
@@ -89,7 +89,8 @@ def finished(out: Destination, settings: dict[str, Any]) -> Manifest | None:
     return manifest
 
 
-def _problems(manifest: Manifest, entries: dict[str, int | None]) -> list[str]:
+def lacking(manifest: Manifest, entries: dict[str, int | None]) -> list[str]:
+    """Return which files of a dataset are missing or of another length, in words; entries: those of its folder."""
     expected = {name: file.bytes for name, file in manifest.files.items()}
     expected |= {shard.name: shard.bytes for shard in manifest.shards}
     return [

@@ -71,9 +71,31 @@ def test_parts_in_many_folders_are_the_whole(halves: list[Path], built: Manifest
     heard = Heard()
     assert merge(halves, heard).fingerprint == built.fingerprint
     (said,) = heard.said
-    assert said.startswith(f"{halves[0]}: is finished already; nothing to do")
+    assert said == f"{halves[0]}: is finished already; nothing to do"
     with pytest.raises(InputError, match="named twice"):
         merge([halves[1], halves[1]])
+
+
+def test_parts_that_are_not_those_of_a_finished_dataset_are_refused(
+    raw: Path, halves: list[Path], tmp_path: Path, contents: Contents, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merge(halves)
+    part(raw, tmp_path / "other", "2/2", seed=4)
+    before = contents(halves[0])
+    for folder, words in (
+        (
+            tmp_path / "other",
+            "its shards (shard-000001.tar, shard-000003.tar, shard-000005.tar, shard-000007.tar) are no",
+        ),
+        (tmp_path / "nowhere", "holds no parts"),
+    ):
+        assert main(["merge", *map(str, halves), str(folder)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"alasca: {folder}: {words}")
+    assert contents(halves[0]) == before
+    (halves[0] / "shard-000002.tar").unlink()
+    with pytest.raises(InputError, match=r"first: shard-000002\.tar is missing; build it again or copy it again"):
+        merge(halves)
 
 
 def test_parts_of_other_numbers_and_a_build_in_one_job_go_on_with_what_is_there(
