@@ -1,6 +1,7 @@
 """A manifest for tars that somebody else wrote: they stay as they are and where they are."""
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,15 +67,25 @@ def index(
     if any(tar.remote for tar in tars):
         cache.sweep()
 
+    turn = threading.Lock()  # tars come in several threads
+
+    def received(count: int) -> None:
+        with turn:
+            progress.received(count)
+
+    def done() -> None:
+        with turn:
+            progress.advance(1)
+
     def read(tar: Tar) -> Contents:
         if not tar.remote:
             return Contents.of(Path(tar.where), tar.where, fields)
-        with Store(tar.folder, cache).passing(tar.name, _LARGEST) as path:
+        with Store(tar.folder, cache).passing(tar.name, _LARGEST, received) as path:
             return Contents.of(path, tar.where, fields)
 
     progress.start(len(tars), "tars")
     with untrusted():
-        read_ones = parallel.run(read, tars, _THREADS, lambda: progress.advance(1))
+        read_ones = parallel.run(read, tars, _THREADS, done)
     progress.close()
     found = [_Part(*part) for part in zip(tars, labels_of(tars), read_ones, strict=True)]
     parts = [part for part in found if part.held.names]

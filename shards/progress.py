@@ -23,6 +23,9 @@ class Progress:
     def advance(self, count: int) -> None:
         """Count `count` more units as done."""
 
+    def received(self, count: int) -> None:
+        """Count `count` bytes that came for a unit which is not done yet."""
+
     def say(self, line: str) -> None:
         """Tell the user something that matters now."""
 
@@ -35,16 +38,26 @@ class Bar(Progress):
 
     def __init__(self) -> None:
         self.bar: Any = None
+        self.bytes, self.drawn = 0, 0.0
 
     def start(self, total: int, unit: str) -> None:
         """Draw the bar."""
         from tqdm import tqdm
 
+        self.bytes = 0
         self.bar = tqdm(total=total, unit=f" {unit}", unit_scale=True, dynamic_ncols=True, leave=False)
 
     def advance(self, count: int) -> None:
         """Move the bar."""
         self.bar.update(count)
+
+    def received(self, count: int) -> None:
+        """Write the bytes behind the bar, ten times a second at most."""
+        self.bytes += count
+        now = time.monotonic()
+        if self.bar is not None and now > self.drawn + 0.1:
+            self.bar.set_postfix_str(_megabytes(self.bytes))
+            self.drawn = now
 
     def say(self, line: str) -> None:
         """Print above the bar."""
@@ -65,30 +78,45 @@ class Lines(Progress):
 
     def __init__(self, first: float = 2.0, every: float = 10.0) -> None:
         self.first, self.every = first, every
-        self.total = self.done = 0
+        self.total = self.done = self.bytes = 0
         self.unit = ""
         self.began = self.due = 0.0
 
     def start(self, total: int, unit: str) -> None:
         """Start the clock."""
-        self.total, self.done, self.unit = total, 0, unit
+        self.total, self.done, self.bytes, self.unit = total, 0, 0, unit
         self.began = time.monotonic()
         self.due = self.began + self.first
 
     def advance(self, count: int) -> None:
         """Print where it is time to."""
         self.done += count
+        self._print()
+
+    def received(self, count: int) -> None:
+        """Print where it is time to."""
+        self.bytes += count
+        self._print()
+
+    def _print(self) -> None:
         now = time.monotonic()
         if now < self.due or self.done >= self.total:
             return
         self.due = now + self.every
-        rate = self.done / (now - self.began)
-        left = (self.total - self.done) / rate
-        self.say(f"{self.done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s, {left:,.0f} s left")
+        seconds = now - self.began
+        pace = f"{self.done / seconds:,.0f}/s"
+        if self.bytes:
+            pace = f"{_megabytes(self.bytes)}, {self.bytes / 1e6 / seconds:,.1f} MB/s"
+        left = f", {(self.total - self.done) * seconds / self.done:,.0f} s left" if self.done else ""
+        self.say(f"{self.done:,} of {self.total:,} {self.unit}, {pace}{left}")
 
     def say(self, line: str) -> None:
         """Print a line."""
         print(line, file=sys.stderr, flush=True)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB received"
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,13 @@ class NotThere(Refused):
     """There is no such file."""
 
 
-def copy(url: str, path: Path, limit: int, seconds: float, stall: float) -> None:
+def copy(
+    url: str, path: Path, limit: int, seconds: float, stall: float, received: Callable[[int], None] | None = None
+) -> None:
     """Copy a file of at most `limit` bytes to `path`, which is overwritten, within about `seconds`.
 
     A server that is silent for `stall` seconds is given up; connections are shared by calls that agree on it.
+    `received` is told how many more bytes there are, in whichever thread they come.
 
     What arrives is not checked: a page that says "try later" with status 200 arrives like a shard.
 
@@ -51,7 +54,7 @@ def copy(url: str, path: Path, limit: int, seconds: float, stall: float) -> None
     """
     system = filesystem(url, stall)
     with calling(stall):
-        system.get_file(path_in(system, url), str(path), callback=_watch(limit, seconds))
+        system.get_file(path_in(system, url), str(path), callback=_watch(limit, seconds, received))
 
 
 @contextmanager
@@ -123,19 +126,22 @@ def path_in(system: Any, url: str) -> str:
     return path
 
 
-def _watch(limit: int, seconds: float) -> Any:
-    """A callback that ends a transfer which is too long, in bytes or in seconds."""
+def _watch(limit: int, seconds: float, received: Callable[[int], None] | None) -> Any:
+    """A callback that ends a transfer which is too long, in bytes or in seconds, and passes on how far it is."""
     from fsspec.callbacks import Callback
 
     class Watch(Callback):
         def __init__(self) -> None:
             super().__init__()
-            self.until = time.monotonic() + seconds
+            self.until, self.told = time.monotonic() + seconds, 0
 
         def call(self, *args: Any, **kwargs: Any) -> None:
             if self.value > limit:
                 raise TooLong(f"more than {limit:,} bytes came")
             if time.monotonic() > self.until:
                 raise Failed(f"it did not arrive within {seconds:.3g} s")
+            if received is not None and self.value > self.told:
+                received(self.value - self.told)
+                self.told = self.value
 
     return Watch()

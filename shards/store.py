@@ -122,8 +122,10 @@ class Store:
             return path.read_bytes()
 
     @contextmanager
-    def passing(self, name: str, limit: int) -> Iterator[Path]:
+    def passing(self, name: str, limit: int, received: Callable[[int], None] | None = None) -> Iterator[Path]:
         """Fetch a file of at most `limit` bytes of which nobody knows the digest; it is there within the block alone.
+
+        `received` is told of bytes as they come, of every try.
 
         Raises:
             OwnError: it cannot be had in time.
@@ -132,7 +134,7 @@ class Store:
         while (part := files.claim(path)) is None:
             pass  # the name is ours alone, but another process may be sweeping
         try:
-            self._fetch(name, files.part_of(path), part, limit, None, time.monotonic())
+            self._fetch(name, files.part_of(path), part, limit, None, time.monotonic(), received=received)
             yield files.part_of(path)
         finally:
             files.abandon(part, path)
@@ -147,6 +149,7 @@ class Store:
         began: float,
         free: Callable[[], bool] | None = None,
         once: bool = False,
+        received: Callable[[int], None] | None = None,
     ) -> None:
         """Fill `path`, which is open as `part`, with the right content and put it on the disk.
 
@@ -159,7 +162,7 @@ class Store:
             left = began + self.cache.seconds - time.monotonic()
             try:
                 # A longer file is let in, so that its digest can be told; only its excess is not.
-                copy(url, path, 2 * length + 2**20 if sha256 else length, max(1.0, left), stall)
+                copy(url, path, 2 * length + 2**20 if sha256 else length, max(1.0, left), stall, received)
                 os.fsync(part)
                 reason = _difference(part, path, length, sha256)
                 if reason is None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -12,12 +13,15 @@ from pathlib import Path
 import pytest
 import server as web
 from indexes import fails, indexed, pictures
+from rawsmall import sample, write_tar
 from server import Server, status
 
-from shards import commands
+from shards import commands, places
 from shards.cache import Cache
 from shards.errors import InputError, OwnError
+from shards.index import index
 from shards.manifest import Manifest
+from shards.progress import Bar, Lines, Progress
 from shards.verify import verify
 
 
@@ -105,6 +109,23 @@ def test_a_server_that_stumbles_is_asked_again(served: Server, tmp_path: Path, c
     served.faults["tars/00000.tar"] = [status(503), status(500)]
     manifest = indexed(tmp_path / "index", f"{served.url}/tars/00000.tar", cache=cache)
     assert (manifest.num_samples, served.asked["tars/00000.tar"]) == (6, 3)
+
+
+@pytest.mark.parametrize("shown", [Lines(first=1e-9, every=0.0), Bar()], ids=["lines", "bar"])
+def test_a_long_transfer_shows_its_bytes(
+    served: Server, tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], shown: Progress
+) -> None:
+    """One tar of 8 MB, nearly all of it a file of no sample."""
+    write_tar(tars / "00000.tar", [*sample("a", 0, {"label": 0}), ("README", bytes(8 << 20))])
+    cache = Cache(tmp_path / "cache", seconds=60)
+    index(places.find([f"{served.url}/tars/00000.tar"]), tmp_path / "index", cache=cache, progress=shown)
+    told = capsys.readouterr().err
+    megabytes = [float(figure) for figure in re.findall(r"([\d.]+) MB received", told)]
+    assert megabytes and megabytes == sorted(megabytes)
+    if isinstance(shown, Lines):
+        assert len(megabytes) > 1
+        assert megabytes[-1] == round((tars / "00000.tar").stat().st_size / 1e6, 1)
+        assert len(re.findall(r"^0 of 1 tars, [\d.]+ MB received, [\d.]+ MB/s$", told, re.MULTILINE)) == len(megabytes)
 
 
 def test_ctrl_c_ends_it_at_once_and_the_next_one_tidies_up(served: Server, tmp_path: Path, cache: Cache) -> None:
