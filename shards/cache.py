@@ -79,7 +79,10 @@ class Cache:
         Without one, until `needed` bytes are gone. Returns how many are lacking still; 0 or less: none.
         """
         now, files = time.time(), list(self._files())
-        lacking = needed if bound is None else sum(stat.st_size for _, stat in files) + needed - bound
+        # What others fetch at this moment will be about as long; the caller's own claim is among them.
+        parts = [max(stat.st_size, needed) for name, stat in files if name.endswith(PART)] or [needed]
+        whole = sum(stat.st_size for name, stat in files if not name.endswith(PART))
+        lacking = needed if bound is None else whole + sum(parts) - bound
         if lacking > 0:
             files.sort(key=lambda file: -abs(now - file[1].st_mtime))
         for name, stat in files:

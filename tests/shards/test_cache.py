@@ -14,7 +14,7 @@ import pytest
 import server as web
 from server import Server, serving
 
-from shards.cache import Cache, mark
+from shards.cache import Cache, abandon, claim, mark
 from shards.errors import InputError, OwnError
 from shards.manifest import Manifest
 from shards.url import folder_name
@@ -134,6 +134,24 @@ def test_what_is_needed_last_goes_first(served: Server, built: Manifest, tmp_pat
         Cache(cache.root, bytes=total).make_room(sum(built.shards[i].bytes for i in gone))
         left = {path.name[:64] for path in tars(cache)}
         assert left == {built.shards[i].sha256 for i in set(range(4)) - gone}
+
+
+def test_what_is_on_its_way_is_counted_whole(served: Server, built: Manifest, tmp_path: Path) -> None:
+    """Or all that fetch at once, in threads or processes, would take the one free place."""
+    manifest = Manifest.load(served.url, Cache(tmp_path / "cache"))
+    for index in range(6):
+        manifest.shard_path(index)
+    largest = max(shard.bytes for shard in built.shards)
+    cache = Cache(tmp_path / "cache", bytes=largest + sum(path.stat().st_size for path in tmp_path.rglob("cache/*/*")))
+    assert manifest.store is not None
+    paths = [manifest.store.path(shard.name, shard.sha256) for shard in built.shards[6:]]
+    claims = [claim(path) for path in paths]  # three, of which no byte has come
+    assert cache.make_room(largest)
+    assert sum(path.stat().st_size for path in cache.root.glob("*/*")) + 3 * largest <= cache.bytes
+    assert 3 <= len(tars(cache)) < 6
+    for part, path in zip(claims, paths, strict=True):
+        assert part is not None
+        abandon(part, path)
 
 
 def test_a_reader_closes_its_own_before_it_goes_over_the_bound(served: Server, built: Manifest, tmp_path: Path) -> None:
