@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import decoding, machine, peers, shardings, workers
+from benchmarks import commandline, decoding, machine, peers, shardings, workers
+from benchmarks.commandline import positive
 from pipeline.bench import loader, plan
 from pipeline.bench.loader import Setting
 from pipeline.bench.spread import ratios, spread, table
@@ -37,33 +38,21 @@ OURS, BARE, OURS_BYTES = "ours", "ours, bare loop", "ours, bytes only"
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.loader",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commandline.parser("loader", __doc__, EXAMPLE)
     add = parser.add_argument
     add("photos", type=Path, metavar="PHOTOS", help="zip file or folder")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     add("--workers", type=int, default=2, help="default: %(default)s")
-    add("--crop", type=_count, default=224, help="default: %(default)s")
-    add("--batch", type=_count, default=64, help="default: %(default)s")
-    add("--images", type=_count, default=1536, help="timed in a repeat of a loader; default: %(default)s")
-    add("--decoded", type=_count, default=300, help="images of a repeat of a decoder; default: %(default)s")
-    add("--repeats", type=_count, default=5, help="default: %(default)s")
-    add("--rows", type=_count, default=2_400_000, help="of the table whose memory is taken; default: %(default)s")
-    add("--samples", type=_count, default=14_000_000, help="of the order that is made; default: %(default)s")
+    add("--crop", type=positive, default=224, help="default: %(default)s")
+    add("--batch", type=positive, default=64, help="default: %(default)s")
+    add("--images", type=positive, default=1536, help="timed in a repeat of a loader; default: %(default)s")
+    add("--decoded", type=positive, default=300, help="images of a repeat of a decoder; default: %(default)s")
+    add("--repeats", type=positive, default=5, help="default: %(default)s")
+    add("--rows", type=positive, default=2_400_000, help="of the table whose memory is taken; default: %(default)s")
+    add("--samples", type=positive, default=14_000_000, help="of the order that is made; default: %(default)s")
     add("--scratch", type=Path, help="folder on the disk to measure, emptied afterwards (default: a temporary one)")
     add("--json", type=Path, metavar="FILE", help="write every sample, the machine and the versions")
     return parser.parse_args(given)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: must be 1 or more")
-    return value
 
 
 def unpack(photos: Path, scratch: Path) -> Path:

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, memory, tables
+from benchmarks import commandline, machine, memory, tables
+from benchmarks.commandline import positive
 from benchmarks.variants import METHODS, PLAIN, TIMM, Batch, Setting, Step, Variant, noise, prepare
 from pipeline.model.backbone import BACKBONES, STEMS
 from pipeline.train import dist
@@ -30,22 +31,17 @@ and decoding are not in the figures."""
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.methods",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commandline.parser("methods", __doc__, EXAMPLE)
     add = parser.add_argument
     add("--model", choices=BACKBONES, default="resnet18", help="default: %(default)s")
     add("--stem", choices=STEMS, default="imagenet", help="small: 3x3 without max-pool; default: %(default)s")
-    add("--size", type=_count, default=64, help="side of the images in pixels; default: %(default)s")
-    add("--classes", type=_count, default=10, help="default: %(default)s")
-    add("--micro-batch", type=_count, default=32, help="images of one forward; default: %(default)s")
-    add("--micro-batches", type=_count, default=1, help="forwards of one step; default: %(default)s")
-    add("--steps", type=_count, default=3, help="timed steps of a repeat; default: %(default)s")
-    add("--repeats", type=_count, default=5, help="rounds through all variants; default: %(default)s")
-    add("--warmup", type=_count, default=3, help="steps of each variant before the first round; default: %(default)s")
+    add("--size", type=positive, default=64, help="side of the images in pixels; default: %(default)s")
+    add("--classes", type=positive, default=10, help="default: %(default)s")
+    add("--micro-batch", type=positive, default=32, help="images of one forward; default: %(default)s")
+    add("--micro-batches", type=positive, default=1, help="forwards of one step; default: %(default)s")
+    add("--steps", type=positive, default=3, help="timed steps of a repeat; default: %(default)s")
+    add("--repeats", type=positive, default=5, help="rounds through all variants; default: %(default)s")
+    add("--warmup", type=positive, default=3, help="steps of each variant before the first round; default: %(default)s")
     add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="as engine.precision")
     layout = parser.add_mutually_exclusive_group()
     layout.add_argument("--channels-last", action="store_true", default=True, help="the default")
@@ -56,13 +52,6 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write every sample, the machine and the versions")
     add("--memory-of", help=argparse.SUPPRESS)  # what a process of its own is asked for
     return parser.parse_args(given)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: must be 1 or more")
-    return value
 
 
 class Run:
