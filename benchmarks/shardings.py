@@ -30,7 +30,7 @@ def against_copying(raw: Path, scratch: Path, repeats: int) -> dict[str, Any]:
     """Seconds of the command, as it is typed, and of the others, in turn, each until everything is on the disk."""
     found: dict[str, Any] = {}
     out = scratch / "written"
-    ways = {
+    ways: dict[str, list[Path | str | None]] = {
         OURS: [Path(sys.executable).with_name("alasca"), "shard", "imagefolder", "--root", None, "--out", out],
         COPY: ["sh", "-c", 'cp -r "$1" "$2" && find "$2" -type f -print0 | xargs -0 sha256sum', "sh", None, out],
     }
