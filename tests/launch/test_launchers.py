@@ -63,11 +63,12 @@ def test_python_deepspeed_and_torchrun_train_the_same(alone: Path, two: Path, fo
 
 
 def test_weights_and_statistics_agree_between_worlds(alone: Path, two: Path, four: Path) -> None:
-    models = [load_file(run / "checkpoints/step-000000040/model.safetensors") for run in (alone, two, four)]
-    assert any("running_mean" in name for name in models[0])
-    for other in models[1:]:
-        for name, tensor in models[0].items():
-            torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    for file in ("ema.safetensors", "model.safetensors"):
+        models = [load_file(run / "checkpoints/step-000000040" / file) for run in (alone, two, four)]
+        assert any("running_mean" in name for name in models[0])
+        for other in models[1:]:
+            for name, tensor in models[0].items():
+                torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
     # Not because nothing moved: the changes themselves agree.
     torch.manual_seed(0)
     start = backbone.build("resnet20", 3, heads="light").state_dict()

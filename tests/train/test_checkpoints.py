@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from runs import trained
-from safetensors.torch import load_file
 
 from pipeline.config import Config
 from pipeline.record.metrics import timeless
@@ -111,7 +110,7 @@ def test_what_an_attempt_left_is_swept(configured: Configured, world: World) -> 
 
 def test_a_run_of_two_ranks_goes_on_in_one(configured: Configured, world: World, tmp_path: Path) -> None:
     """Its checkpoint is cut in two as two ranks write it; the run in one process ends bit for bit the same."""
-    straight = trained(configured(run__name="straight"), world)
+    straight = trained(configured(run__name="straight", optim__ema=0.9), world)
     folder = tmp_path / "runs/moved"
     shutil.copytree(straight.config.folder, folder)
     shutil.rmtree(folder / "checkpoints/step-000000010")
@@ -124,15 +123,12 @@ def test_a_run_of_two_ranks_goes_on_in_one(configured: Configured, world: World,
         state = {"bank": {"start": start, "stop": stop, "rows": whole["rows"][start:stop].clone()}}
         index["files"][name] = packed.write(path / name, *packed.flatten(state))
     (path / "index.json").write_text(sealed(index | {"homes": homes, "world": 2}))
-    moved = trained(configured(run__name="moved", run__resume="auto"), world)
+    moved = trained(configured(run__name="moved", run__resume="auto", optim__ema=0.9), world)
     assert moved.start == 5
-    for a, b in zip(
-        straight.engine.module.state_dict().values(), moved.engine.module.state_dict().values(), strict=True
-    ):
-        assert torch.equal(a, b)
     assert straight.objective.bank is not None and moved.objective.bank is not None
     assert torch.equal(straight.objective.bank.rows, moved.objective.bank.rows)
     records = [[timeless(r) for r in read_metrics(run.config.folder)] for run in (straight, moved)]
     assert records[0] == records[1]
-    saved = [load_file(run.config.folder / "checkpoints/step-000000010/model.safetensors") for run in (straight, moved)]
-    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+    for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        saved = [(run.config.folder / "checkpoints/step-000000010" / file).read_bytes() for run in (straight, moved)]
+        assert saved[0] == saved[1], file
