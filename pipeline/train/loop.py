@@ -162,7 +162,7 @@ class Training:
             reason = self._agreed(agreed)
             self.flags.post(stop=self.stop.asked() or 0, save=self.saves.ask())
             evaluates = self.evaluations.due(done)
-            saves = self.saves.due(done, evaluates) or bool(agreed["save"])
+            saves = self.saves.due(done, evaluates, agreed["save"])
             self.tracker.progress(done)
             self.ahead.reached(done)
             if looks:

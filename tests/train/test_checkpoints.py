@@ -20,6 +20,7 @@ from pipeline.train.dist import World
 from pipeline.train.index import sealed
 from pipeline.train.inputs import Inputs
 from pipeline.train.loop import Training
+from pipeline.train.saves import Saves
 from shards.errors import InputError
 
 Configured = Callable[..., Config]
@@ -132,3 +133,34 @@ def test_a_run_of_two_ranks_goes_on_in_one(configured: Configured, world: World,
     for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         saved = [(run.config.folder / "checkpoints/step-000000010" / file).read_bytes() for run in (straight, moved)]
         assert saved[0] == saved[1], file
+
+
+@pytest.mark.parametrize(
+    ("minutes", "every", "expected"),
+    [
+        (2.0, 0, ["04", "05", "09", "10"]),  # a minute a step: asked for in the third, saved with the next
+        (4.0, 0, ["05", "10"]),  # asked for in the fifth, whose own save at the end of the epoch is the answer
+        (1.0, 0, ["03", "05", "08", "10"]),
+        (2.0, 3, ["03", "06", "09", "10"]),
+        (9.5, 4, ["04", "08", "10"]),
+    ],
+)
+def test_minutes_count_from_the_last_save_whatever_asked_for_it(
+    configured: Configured, world: World, minutes: float, every: int, expected: list[str]
+) -> None:
+    config = configured(checkpoint__every_minutes=minutes, checkpoint__every_steps=every, checkpoint__keep=9)
+    training = Training(config, Inputs.open(config, 1), world)
+    seconds = [0.0]
+    training.saves = Saves(
+        config, training.checkpoints, training.plan, training.identity, True, 10, None, clock=lambda: seconds[0]
+    )
+    progress = training.tracker.progress
+
+    def passes(done: int) -> None:
+        progress(done)
+        seconds[0] += 60
+
+    training.tracker.progress = passes  # type: ignore[method-assign]
+    training.run()
+    training.close()
+    assert names(training) == expected
