@@ -86,7 +86,8 @@ class Training:
         seconds: float | None = None  # of an earlier attempt's last save
         if checkpoint is not None:
             index = read_index(checkpoint)
-            refuse_difference(index["identity"], self.identity, str(checkpoint))
+            classes = index["classes"], self.manifest.classes
+            refuse_difference(index["identity"], self.identity, str(checkpoint), classes)
             self.start, seconds = index["step"], index["save_seconds"]
         total = self.schedule.total_steps
         self.last = min(total, config.run.max_steps or total)
