@@ -23,6 +23,22 @@ from tests.conftest import unlaunched
 
 ROOT = Path(__file__).parents[2]
 
+# A run as launch/train.py starts it, told to stop as soon as its processes have met.
+TOLD = """
+import os, signal, sys
+from pipeline.cli import run
+from pipeline.train.checkpoints import Checkpoints
+
+meet = Checkpoints.meet
+
+def told(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+    meet(self)
+
+Checkpoints.meet = told
+run(["train", *sys.argv[1:]])
+"""
+
 Configured = Callable[..., Config]
 
 
@@ -60,6 +76,23 @@ def test_what_came_before_the_run_could_act_counts(configured: Configured, world
     assert not (config.folder / "summary.json").exists()
     assert trained(configured(run__resume="auto"), world).start == 0
     assert (config.folder / "summary.json").exists()
+
+
+def test_once_the_processes_have_met_a_signal_waits_for_the_run(configured: Configured, tmp_path: Path) -> None:
+    config = configured()
+    file = tmp_path / "told.toml"
+    file.write_text(config.to_toml())
+    ended = subprocess.run(
+        [sys.executable, "-c", TOLD, str(file)],
+        env=unlaunched() | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((config.folder / "stopped").read_text())["reason"] == "SIGTERM"
+    assert "stopped at step 0 of 10 (SIGTERM); to go on:\n" in ended.stderr
 
 
 def _wait(stop: Stop) -> None:
