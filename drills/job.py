@@ -73,14 +73,9 @@ class Job:
         found = [process for process in self.family() if _is_rank(process)]
         return sorted(found, key=lambda process: int(_environ(process).get("RANK", "0")))
 
-    def wait_for_ranks(self, world: int, *, listening: bool = False) -> None:
-        """Wait until all ranks are there and, if asked, have taken SIGTERM into their own hands."""
-
-        def there() -> bool:
-            ranks = self.ranks()
-            return len(ranks) == world and (not listening or all(map(_catches_sigterm, ranks)))
-
-        self.wait_for(there, f"{world} ranks", _LATER)
+    def wait_for_ranks(self, world: int) -> None:
+        """Wait until all ranks are there."""
+        self.wait_for(lambda: len(self.ranks()) == world, f"{world} ranks", _LATER)
 
     def wandb(self) -> list[psutil.Process]:
         """What wandb runs beside the process that speaks to it."""
@@ -186,11 +181,3 @@ def _is_rank(process: psutil.Process) -> bool:
     """Its first word after Python is the script; a launcher's is its own module."""
     words = [word for word in _words(process)[1:] if word != "-u"]
     return words[:1] == [TRAIN]
-
-
-def _catches_sigterm(process: psutil.Process) -> bool:
-    with suppress(OSError):
-        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-            if line.startswith("SigCgt:"):
-                return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
-    return False

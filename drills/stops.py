@@ -94,7 +94,7 @@ def _stop(scene: Scene, launcher: str, world: int, name: str, phase: str, target
 
 def _wait(job: Job, run: Path, phase: str, world: int, since: float, held: Held, rng: random.Random) -> str:
     """Wait for the moment; returns it in words."""
-    job.wait_for_ranks(world, listening=True)
+    job.wait_for_ranks(world)
     if phase == "first batch":
         job.wait_for(lambda: held.waiting, "data worker that waits for a shard")
         return "waiting for the first batch"

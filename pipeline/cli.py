@@ -117,13 +117,23 @@ def _train(args: argparse.Namespace) -> int:
     if {"-h", "--help"} & set(args.overrides):
         return main(["train", "--help"])
 
-    from pipeline import configfile
+    from pipeline.train.launcher import Launcher
+    from pipeline.train.stop import Stop
 
-    chosen = configfile.load(args.config, args.overrides)
+    with Stop(Launcher()) as stop:  # before anything that takes long, imports among it
+        try:
+            from pipeline import configfile
 
-    from pipeline.train.loop import train
+            chosen = configfile.load(args.config, args.overrides)
 
-    if failures := train(chosen):
+            from pipeline.train.loop import train
+
+            failures = train(chosen, stop)
+        except InputError as error:
+            if stop.signalled and not _speaks(error):
+                return 2  # the launcher waits for this one's end already
+            raise
+    if failures:
         more = f" (and {len(failures) - 1:,} more)" if len(failures) > 1 else ""
         print(f"alasca: ended, but {failures[-1]}{more}", file=sys.stderr)
     return 1 if failures else 0

@@ -88,6 +88,7 @@ class Optim(Section):
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup_epochs: NonNegative = 0.0
     clip: NonNegative = 0.0  # gradient norm; 0 = off
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of an average of the weights, which is evaluated; 0 = off
     max_nonfinite_steps: Count = 3  # so many in a row, each of which changes nothing, end the run
 
     @model_validator(mode="after")

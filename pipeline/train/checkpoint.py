@@ -11,6 +11,7 @@ from pipeline.train.index import FORMAT, INDEX, is_sealed
 from shards.errors import InputError
 
 MODEL = "model.safetensors"
+EMA = "ema.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 
 _NAME = re.compile(r"step-(\d{9})")
@@ -66,6 +67,11 @@ def damage(path: Path, share: int = 0, of: int = 1) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever bytes may make of JSON
         return f"{INDEX} cannot be read ({error})"
     return None
+
+
+def evaluated(path: Path) -> Path:
+    """File of the network that evaluations see: the EMA of the weights, where the run has one (`optim.ema`)."""
+    return path / (EMA if EMA in read_index(path)["files"] else MODEL)
 
 
 def own_name(rank: int) -> str:

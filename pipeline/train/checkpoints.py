@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from pipeline.train import dist, packed
 from pipeline.train.checkpoint import (
+    EMA,
     MODEL,
     OPTIMIZER,
     all_damaged,
@@ -94,6 +95,7 @@ class Checkpoints:
         own: dict[str, Any],
         home: tuple[int, int],
         about: dict[str, Any],
+        ema: dict[str, torch.Tensor] | None = None,
     ) -> None:
         """Copy everything after `step` finished steps, and write it while training goes on; all ranks together.
 
@@ -107,16 +109,17 @@ class Checkpoints:
             home: positions of this rank's samples, half-open.
             about: what a resume must agree with or know, as JSON; `selected` (None or a number) is the figure that the
                 best one has most of.
+            ema: of the module, if there is one; rank 0's is written.
         """
         self._writer.wait(self._moves)
         states = {own_name(self._world.rank): own}
         if self._world.rank == 0:
-            states |= {MODEL: model, OPTIMIZER: optimizer}
+            states |= {MODEL: model, OPTIMIZER: optimizer} | ({} if ema is None else {EMA: ema})
         flat = {name: packed.flatten(state) for name, state in states.items()}
         named = {f"{name}:{part}": tensor for name, (found, _) in flat.items() for part, tensor in found.items()}
         copies = self._snapshot.take(named)
         files = {
-            name: ({part: copies[f"{name}:{part}"] for part in found}, None if name == MODEL else tree)
+            name: ({part: copies[f"{name}:{part}"] for part in found}, None if name in (MODEL, EMA) else tree)
             for name, (found, tree) in flat.items()
         }
         self._writer.begin(step, files, self._snapshot.wait, home, about)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -39,10 +40,14 @@ def neighbours() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
 
 
-def start(timeout_s: float) -> World:
+def start(timeout_s: float, met: Callable[[], None] = lambda: None) -> World:
     """Join the run's process group: of torchrun, of the deepspeed launcher, or of this one process alone.
 
-    Collectives on host tensors go over gloo, those on GPUs over NCCL; all of them raise after `timeout_s` seconds.
+    Collectives on host tensors go over gloo, those on GPUs over NCCL.
+
+    Args:
+        timeout_s: seconds after which any collective raises.
+        met: called as soon as all processes are there.
 
     Raises:
         OwnError: fewer GPUs on this node than processes.
@@ -72,6 +77,7 @@ def start(timeout_s: float) -> World:
         # DeepSpeed reads these, and without them would look for MPI.
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=timeout_s))
+    met()
     _start_deepspeed(timeout_s)
     return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
 

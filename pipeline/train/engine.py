@@ -1,5 +1,7 @@
 """The model on its device under DeepSpeed stage 0: forward, backward, step, in the chosen precision."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -8,6 +10,7 @@ from pipeline.config import Optim
 from pipeline.train import nonfinite
 from pipeline.train.batchnorm import RunningStatistics
 from pipeline.train.dist import World
+from pipeline.train.ema import WeightEma
 from pipeline.train.network import Network
 from pipeline.train.optimizer import begin_momentum, sgd
 
@@ -46,6 +49,7 @@ class Engine:
         # DeepSpeed broadcasts parameters only.
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer, src=0)
+        averaged = copy.deepcopy(module) if optim.ema else None
         self.optimizer = sgd(module.parameters(), optim)
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
@@ -63,15 +67,23 @@ class Engine:
         self._losses: list[torch.Tensor] = []  # of the step at hand
         self.module: nn.Module = self._deepspeed.module
         # After initialize: channels_last weights before it, and DeepSpeed's broadcast cannot view them as bytes.
-        self._network = Network(self.module, world.device, engine.precision, engine.channels_last)
+        self._network = self._evaluated = Network(self.module, world.device, engine.precision, engine.channels_last)
+        self.ema: WeightEma | None = None
+        if averaged is not None:
+            self._evaluated = Network(averaged, world.device, engine.precision, engine.channels_last)
+            self.ema = WeightEma(averaged, self.module, optim.ema)
         begin_momentum(self.optimizer)
         self.statistics = RunningStatistics(self.module)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """uint8 [B, H, W, 3] on the device -> main logits [B, K] and a list of auxiliary logits [B, K]."""
+        """uint8 [B, H, W, 3] on the device -> main logits [B, K] and a list of auxiliary logits [B, K].
+
+        After `eval` they are those of the EMA of the weights, where there is one.
+        """
+        if not self.module.training:
+            return self._evaluated(images)
         outputs = self._network(images)
-        if self.module.training:
-            self.statistics.collect()
+        self.statistics.collect()
         return outputs
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -85,8 +97,8 @@ class Engine:
     def step(self, lr: float) -> torch.Tensor:
         """Update the weights with this learning rate and the gradients' mean over micro-batches and ranks.
 
-        If a loss, a gradient or a BatchNorm statistic of any rank is not finite, weights, momentum and running
-        statistics stay as they are, on every rank; the host learns of it from the flags alone.
+        If a loss, a gradient or a BatchNorm statistic of any rank is not finite, weights, their average, momentum and
+        running statistics stay as they are, on every rank; the host learns of it from the flags alone.
 
         Returns:
             Flags as of `nonfinite.find`, on the device: [lanes + 2], all 0 in a step as it should be.
@@ -103,6 +115,8 @@ class Engine:
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self._deepspeed.step()
         self.statistics.finish_step(skipped.bool())
+        if self.ema is not None:
+            self.ema.move(skipped.bool())
         return flags
 
     @property
@@ -110,9 +124,15 @@ class Engine:
         """Learning rate of the last update."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def eval(self) -> None:
-        """Use running statistics, the same on every rank."""
+    def average_over_ranks(self) -> None:
+        """Make all ranks hold the same running statistics; between steps, before evaluating or saving."""
         self.statistics.average_over_ranks()
+        if self.ema is not None:
+            self.ema.average_over_ranks()
+
+    def eval(self) -> None:
+        """Use running statistics, the same on every rank, and the EMA of the weights, where there is one."""
+        self.average_over_ranks()
         self.module.eval()
 
     def train(self) -> None:

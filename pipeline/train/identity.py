@@ -1,5 +1,6 @@
 """What makes two attempts the same run: a resume must agree with it."""
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +22,8 @@ _FREE = {
 }
 _LEARNING = ("data", "model", "method", "optim", "engine")
 
+_SOME = 5  # names of classes in a message
+
 
 def identity(config: Config, manifest: Manifest, selection: Selection) -> dict[str, Any]:
     """Every value that decides what is learned, by its dotted name."""
@@ -39,17 +42,34 @@ def identity(config: Config, manifest: Manifest, selection: Selection) -> dict[s
     )
 
 
-def refuse_difference(then: dict[str, Any], now: dict[str, Any], where: str) -> None:
+def refuse_difference(
+    then: dict[str, Any], now: dict[str, Any], where: str, classes: tuple[Sequence[str], Sequence[str]] = ((), ())
+) -> None:
     """Compare the identity in a checkpoint with this run's; a key that came later counts as its default then.
+
+    Args:
+        then: the identity there.
+        now: the identity here.
+        where: that is.
+        classes: their names, there and here, where they are known; an identity has their number alone.
 
     Raises:
         InputError: they differ; every difference is named.
     """
     defaults = _learning(Config.model_validate({"data": {"train": ""}, "optim": {"epochs": 1}}).model_dump(mode="json"))
     then = defaults | then
-    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    if names:
-        differences = ", ".join(f"{name} ({then.get(name)} there, {now.get(name)} here)" for name in names)
+    found = {
+        name: f"{then.get(name)} there, {now.get(name)} here"
+        for name in {**then, **now}
+        if then.get(name) != now.get(name)
+    }
+    there, here = map(list, classes)
+    if there != here:
+        sides = (("only there", set(there) - set(here)), ("only here", set(here) - set(there)))
+        words = [f"{side}: {', '.join(sorted(names)[:_SOME])}" for side, names in sides if names]
+        found["classes"] = "; ".join(words) or "the same names in another order"
+    if found:
+        differences = ", ".join(f"{name} ({how})" for name, how in found.items())
         raise InputError(f"{where} is of another run: {differences}. Set them back, or give another --run.name")
 
 

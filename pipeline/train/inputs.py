@@ -16,8 +16,11 @@ from pipeline.train.checkpoint import complete
 from pipeline.train.compose import read_class_errors
 from pipeline.train.dist import World
 from pipeline.train.evaluate import open_dataset, open_set
+from shards.errors import InputError
 from shards.manifest import INDEX, Manifest
 from shards.mix import Mix
+
+_SECONDS_TO_END = 30.0  # from a fetch that gave up to the end of the run, amply
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Inputs:
         Raises:
             InputError: a dataset that is missing, damaged, too small or of other classes; a subset or overlay that
                 does not fit; lanes that the processes cannot share; an unknown network or weights that do not fit; a
-                reference run or class errors that are not there.
+                reference run or class errors that are not there; fetches that would be taken for a hang.
         """
         data, cache = config.data, config.data.fetched
         manifest = open_dataset(data.train, "data.train", cache)
@@ -45,6 +48,8 @@ class Inputs:
             name: open_set(chosen.data, manifest.classes, f"eval.{name}.data", cache)
             for name, chosen in config.eval.sets.items()
         }
+        if any(opened.fetches for opened in (manifest, *sets.values())):
+            _fetch_gives_up_first(data.fetch_timeout, config.dist.timeout)
         selection = select(manifest, data.subset, data.relabel)
         plan = Plan(
             manifest,
@@ -96,3 +101,13 @@ class Inputs:
         )
         keys = train_keys(self.plan, lanes, start, stop)
         return Feed(dataset, keys, data.workers, pin=world.device.type == "cuda")
+
+
+def _fetch_gives_up_first(fetch: float, hang: float) -> None:
+    """A fetch that fails knows its file and the reason; a hang only that data were waited for."""
+    least = fetch + _SECONDS_TO_END
+    if hang < least:
+        raise InputError(
+            f"dist.timeout = {hang:g} would call a fetch that may take data.fetch_timeout = {fetch:g} s a hang: set it"
+            f" to {least:g} or more, or lower data.fetch_timeout"
+        )

@@ -38,8 +38,8 @@ from pipeline.train.watch import Watch
 _SECONDS_TO_FINISH = 20.0  # for a checkpoint that is being written when a run fails: less than others wait for its end
 
 
-def train(config: Config) -> list[str]:
-    """Train as configured, under whatever launcher started this process.
+def train(config: Config, stop: Stop) -> list[str]:
+    """Train as configured, under whatever launcher started this process; `stop` listens already.
 
     Everything the user can get wrong is looked at before the processes meet and before anything is written.
 
@@ -52,9 +52,9 @@ def train(config: Config) -> list[str]:
     """
     inputs = Inputs.open(config, dist.world_size())
     timeout, heartbeat = config.dist.timeout, config.dist.heartbeat
-    world = dist.start(timeout + heartbeat)  # after the watch, which can say more
+    world = dist.start(timeout + heartbeat, stop.hold)  # raises after the watch, which can say more
     with Watch(world, timeout, heartbeat, dist.own_store()) as watch, explained(config, inputs, world):
-        training = Training(config, inputs, world, watch)
+        training = Training(config, inputs, world, watch, stop)
         try:
             training.run()
         finally:
@@ -66,8 +66,10 @@ def train(config: Config) -> list[str]:
 class Training:
     """One run in one process of it; holds what the steps share."""
 
-    def __init__(self, config: Config, inputs: Inputs, world: World, watch: Watch | None = None) -> None:
-        self.config, self.world = config, world
+    def __init__(
+        self, config: Config, inputs: Inputs, world: World, watch: Watch | None = None, stop: Stop | None = None
+    ) -> None:
+        self.config, self.world, self.stop = config, world, stop or Stop(Launcher())
         self.watch = watch or Watch(world, config.dist.timeout, config.dist.heartbeat)  # which nobody looks at
         self.manifest, self.selection = inputs.manifest, inputs.selection
         self.sets, self.plan = inputs.sets, inputs.plan
@@ -79,14 +81,14 @@ class Training:
         patience, moves = 0.8 * config.dist.timeout, partial(self.watch.phase, "save")
         self.checkpoints = Checkpoints(folder, world, config.checkpoint.keep, patience, moves)
         self.checkpoints.meet()
-        self.launcher = Launcher()
-        restarts = Restarts(config, world, self.launcher)
+        restarts = Restarts(config, world, self.stop.launcher)
         checkpoint = self.checkpoints.choose(restarts.resume())
         self.start, self.unsaved = 0, list[str]()  # and lines on checkpoints that the end has to tell of
         seconds: float | None = None  # of an earlier attempt's last save
         if checkpoint is not None:
             index = read_index(checkpoint)
-            refuse_difference(index["identity"], self.identity, str(checkpoint))
+            classes = index["classes"], self.manifest.classes
+            refuse_difference(index["identity"], self.identity, str(checkpoint), classes)
             self.start, seconds = index["step"], index["save_seconds"]
         total = self.schedule.total_steps
         self.last = min(total, config.run.max_steps or total)
@@ -122,8 +124,8 @@ class Training:
 
     def run(self) -> None:
         """Every step that is left: micro-batches, update, record, evaluation, checkpoint. May be asked to stop."""
-        folder = self.config.folder if self.world.rank == 0 else None
-        with Stop(folder, self.config.run.max_minutes, self.launcher) as self.stop:
+        folder, leads = self.config.folder, self.world.rank == 0
+        with self.stop.obeyed(folder, leads, self.config.run.max_minutes):
             done, reason = self._steps()
             self.watch.phase("save")
             self.checkpoints.finish()
@@ -131,10 +133,10 @@ class Training:
             if reason is not None:
                 saved = self.checkpoints.newest_step()
                 self.unsaved = self.checkpoints.failures if saved < done else []
-                if folder is not None and saved == done:
+                if leads and saved == done:
                     mark_stopped(folder, done, reason)
-                self.tracker.pause(saved, reason, self.launcher.command())
-            elif folder is not None:
+                self.tracker.pause(saved, reason, self.stop.launcher.command())
+            elif leads:
                 self.unsaved = self.checkpoints.failures
                 summary = outcome(self.config, self.plan, done, self.engine.module, self.world, self.sets)
                 self.tracker.finish(summary | {"identity": self.identity})
@@ -162,7 +164,7 @@ class Training:
             reason = self._agreed(agreed)
             self.flags.post(stop=self.stop.asked() or 0, save=self.saves.ask())
             evaluates = self.evaluations.due(done)
-            saves = self.saves.due(done, evaluates) or bool(agreed["save"])
+            saves = self.saves.due(done, evaluates, agreed["save"])
             self.tracker.progress(done)
             self.ahead.reached(done)
             if looks:
@@ -201,7 +203,7 @@ class Training:
         self.checkpoints.close(_SECONDS_TO_FINISH)
 
     def _first_batch(self, window: Window) -> Reason | None:
-        """Wait for it on all ranks. Nothing was done yet, so a signal may end the wait; then all of them leave."""
+        """Wait for it on all ranks. Nothing was done yet, so the wait may be cut off; then all of them leave."""
         asked = time.perf_counter()
         self.watch.phase("data", self.start + 1)
         with contextlib.suppress(Asked), self.stop.interruptible():

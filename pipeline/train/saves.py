@@ -1,6 +1,7 @@
 """When a run saves, and what its checkpoints say of it."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.config import Config
@@ -21,6 +22,7 @@ class Saves:
         leads: whether this is rank 0, whose clock counts.
         last: step at which this attempt ends.
         seconds: that the last save of an earlier attempt took, if known.
+        clock: seconds from any moment on.
     """
 
     def __init__(
@@ -32,10 +34,11 @@ class Saves:
         leads: bool,
         last: int,
         seconds: float | None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._checkpoints, self._plan, self._identity = config, checkpoints, plan, identity
         self._leads, self._last, self._seconds = leads, last, seconds
-        self._at = time.monotonic()
+        self._clock, self._at, self._saved = clock, clock(), -1
         self._selected: tuple[int, float | None] = -1, None
 
     @property
@@ -44,18 +47,21 @@ class Saves:
         return self._checkpoints.seconds or self._seconds
 
     def ask(self) -> int:
-        """Whether rank 0's clock asks for a save; once. To be agreed on."""
+        """Whether rank 0's clock asks for a save: the last one of whatever kind is so long ago. To be agreed on."""
         minutes = self._config.checkpoint.every_minutes
-        if minutes is None or not self._leads or time.monotonic() - self._at < 60 * minutes:
-            return 0
-        self._at = time.monotonic()
-        return 1
+        return int(minutes is not None and self._leads and self._clock() - self._at >= 60 * minutes)
 
-    def due(self, done: int, evaluated: bool) -> bool:
-        """Whether one is due after so many steps, whatever the clock says."""
+    def due(self, done: int, evaluated: bool, asked: int) -> bool:
+        """Whether one is due after so many steps, the same on all ranks.
+
+        Args:
+            done: steps.
+            evaluated: whether they end with an evaluation.
+            asked: what was agreed on of `ask` after the step before. A save that followed at once has answered it.
+        """
         every = self._config.checkpoint.every_steps or self._plan.steps_per_epoch
         chooses = evaluated and self._config.eval.select_by is not None
-        return done % every == 0 or done == self._last or chooses
+        return done % every == 0 or done == self._last or chooses or (asked > 0 and self._saved < done - 1)
 
     def note(self, done: int, name: str, accuracy: float) -> None:
         """Take note of an evaluation: that on `eval.select_by` chooses the best checkpoint."""
@@ -76,4 +82,4 @@ class Saves:
             "save_seconds": self.seconds,
         }
         state.save(self._checkpoints, done, about)
-        self._at = time.monotonic()
+        self._at, self._saved = self._clock(), done

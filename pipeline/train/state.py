@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from pipeline.config import Config
 from pipeline.train.bad import BadImages
-from pipeline.train.checkpoint import read_index
+from pipeline.train.checkpoint import EMA, read_index
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.compose import compose
 from pipeline.train.dist import World
@@ -16,7 +18,7 @@ from pipeline.train.nonfinite import NonFiniteSteps
 
 
 class State:
-    """Network, optimizer and statistics; per-sample state; what was found bad. Changes with every step.
+    """Network, EMA, optimizer and statistics; per-sample state; what was found bad. Changes with every step.
 
     Args:
         config: the run.
@@ -38,10 +40,11 @@ class State:
 
     def save(self, checkpoints: Checkpoints, done: int, about: dict[str, Any]) -> None:
         """Begin to write it after `done` steps; all ranks together. `about` joins the index."""
-        self.engine.statistics.average_over_ranks()
+        self.engine.average_over_ranks()
         checkpoints.save(
             done,
             model=self.engine.module.state_dict(),
+            ema=None if self.engine.ema is None else self.engine.ema.state_dict(),
             optimizer=self.engine.optimizer.state_dict(),
             own=self.objective.state_dict(),
             home=self._home,
@@ -64,6 +67,8 @@ class State:
         for own in owns:
             self.objective.load_state_dict(own)
         index = read_index(path)
+        if self.engine.ema is not None:
+            self.engine.ema.load_state_dict(load_file(path / EMA), index["step"])
         for name, bad in self.bad.items():
             bad.load_state_dict(index["bad"].get(name, []))
         self.nonfinite.load_state_dict(index["nonfinite"])

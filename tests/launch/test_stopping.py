@@ -35,12 +35,13 @@ def finishes(job: Job) -> None:
 
 def ends_as(run: Path, straight: Path, *, saved_more: bool) -> None:
     """Bit for bit; but for BatchNorm's running statistics after a stop: its save averages them, which rounds."""
-    ours, theirs = (load_file(folder / LAST / "model.safetensors") for folder in (run, straight))
-    for name, tensor in ours.items():
-        if saved_more and "running" in name:
-            torch.testing.assert_close(tensor, theirs[name], msg=name)
-        else:
-            assert torch.equal(tensor, theirs[name]), name
+    for file in ("model.safetensors", "ema.safetensors"):
+        ours, theirs = (load_file(folder / LAST / file) for folder in (run, straight))
+        for name, tensor in ours.items():
+            if saved_more and "running" in name:
+                torch.testing.assert_close(tensor, theirs[name], msg=name)
+            else:
+                assert torch.equal(tensor, theirs[name]), name
     for rank in range(2):
         banks = [packed.read(f / LAST / f"rank-{rank:05d}.safetensors")["bank"]["rows"] for f in (run, straight)]
         assert torch.equal(*banks)

@@ -142,6 +142,17 @@ def test_a_shard_that_is_gone_ends_the_run_with_its_name(
         assert f"Error: {server.url}/{name}: it is not there" in f"Error: {caught.value}".splitlines()[-1]
 
 
+def test_a_fetch_must_give_up_before_it_counts_as_a_hang(
+    configured: Configured, served: Server, tmp_path: Path
+) -> None:
+    changes = {"dist__timeout": 300.0, "data__cache": str(tmp_path / "cache")}
+    for place in ({"data__train": f"{served.url}/train"}, {"eval__test": {"data": f"{served.url}/test"}}):
+        with pytest.raises(InputError, match=r"^dist.timeout = 300 .* data.fetch_timeout = 300 s .* 330 or more"):
+            Inputs.open(configured(**changes, **place), 1)
+        Inputs.open(configured(**changes, **place, data__fetch_timeout=270.0), 1)
+    Inputs.open(configured(dist__timeout=1.0), 1)  # nothing is fetched
+
+
 def test_a_mistake_names_the_key_and_keeps_the_secret(configured: Configured, served: Server, tmp_path: Path) -> None:
     place = served.url.replace("//", "//me:s3cr3t@") + "/nothing?sig=s3cr3t"
     config = configured(data__train=place, data__cache=str(tmp_path / "cache"))

@@ -1,6 +1,7 @@
 """Whole runs in this process: what they learn, what they record, how they resume, what they refuse."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from pipeline.record.track import read_metrics
 from pipeline.train.checkpoint import damage
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.dist import World
-from pipeline.train.identity import refuse_difference
 from pipeline.train.inputs import Inputs
 from pipeline.train.loop import Training
 from pipeline.train.stored import StoredRun
@@ -201,16 +201,6 @@ def test_a_checkpoint_runs_no_code(configured: Configured, world: World, tmp_pat
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_checkpoint_from_before_a_key_existed_is_of_the_same_run(configured: Configured, world: World) -> None:
-    now = trained(configured(optim__epochs=1), world).identity
-    then = {key: value for key, value in now.items() if not key.startswith("method.har")}
-    refuse_difference({k: v for k, v in then.items() if k != "method.penalty"}, now, "there")
-    with pytest.raises(InputError, match=r"method.penalty \(none there, har here\)"):
-        refuse_difference(
-            {k: v for k, v in then.items() if k != "method.penalty"}, now | {"method.penalty": "har"}, "x"
-        )
-
-
 def test_going_on_from_an_older_checkpoint_drops_the_newer_ones(configured: Configured, world: World) -> None:
     straight = trained(configured(optim__epochs=4, checkpoint__keep=9), world)
     folder = straight.config.folder / "checkpoints"
@@ -238,22 +228,6 @@ def test_a_run_that_goes_on_does_not_need_the_weights_it_began_with(
     assert trained(configured(run__resume="auto", **changes), world).start == 5
     with pytest.raises(InputError, match="start.pt"):
         Inputs.open(configured(run__name="other", run__resume="auto", **changes), 1)
-
-
-def test_a_begun_run_is_never_overwritten_or_mixed(configured: Configured, world: World) -> None:
-    training = trained(configured(optim__epochs=1), world)
-    with pytest.raises(InputError, match="already holds a run at step 5: go on with --resume auto"):
-        trained(configured(optim__epochs=1), world)
-    for change, words in (
-        ({"optim__lr": 0.1}, r"optim.lr \(0.05 there, 0.1 here\)"),
-        ({"data__micro_batch": 4}, "data.micro_batch"),
-        ({"run__seed": 1}, "run.seed"),
-        ({"method__aux": "none"}, r"method.aux \(alasca there, none here\)"),
-        ({"data__train": training.config.eval.sets["test"].data}, "data.train"),
-    ):
-        with pytest.raises(InputError, match=words):
-            trained(configured(**{"optim__epochs": 1, "run__resume": "auto"} | change), world)
-    assert trained(configured(optim__epochs=1, run__resume="auto", data__workers=1), world).start == 5
 
 
 @pytest.mark.parametrize(
@@ -286,8 +260,6 @@ def test_a_world_that_does_not_fit_and_other_classes_are_refused(
 ) -> None:
     with pytest.raises(InputError, match="3 processes cannot share data.lanes = 4"):
         Inputs.open(configured(), 3)
-    import shutil
-
     shutil.copytree(raw, tmp_path / "raw")
     (tmp_path / "raw" / "class-1").rename(tmp_path / "raw" / "other")
     other = build(find("imagefolder")(tmp_path / "raw", None), tmp_path / "other", workers=1)
@@ -297,8 +269,6 @@ def test_a_world_that_does_not_fit_and_other_classes_are_refused(
 
 @pytest.fixture(scope="module")
 def two_bad(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    import shutil
-
     folder = tmp_path_factory.mktemp("two-bad")
     shutil.copytree(raw, folder / "raw")
     for number in (3, 8):

@@ -78,7 +78,7 @@ def test_a_run_out_of_memory_ends_with_one_line(
         return forward(self, images)
 
     monkeypatch.setattr(Network, "__call__", exhausted)
-    monkeypatch.setattr(dist, "start", lambda timeout: world)
+    monkeypatch.setattr(dist, "start", lambda timeout, met: world)
     monkeypatch.setattr(dist, "stop", lambda: None)
     config = configured(optim__epochs=1)
     file = tmp_path / "tiny.toml"

@@ -171,7 +171,7 @@ def test_a_learning_rate_out_of_this_world_ends_with_one_line(
 ) -> None:
     from pipeline.train import dist
 
-    monkeypatch.setattr(dist, "start", lambda timeout: world)
+    monkeypatch.setattr(dist, "start", lambda timeout, met: world)
     monkeypatch.setattr(dist, "stop", lambda: None)
     config = configured(optim__lr=lr, optim__epochs=4, optim__schedule="constant", checkpoint__every_steps=1)
     file = tmp_path / "wild.toml"

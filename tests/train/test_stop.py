@@ -26,7 +26,7 @@ from pipeline.train.flags import Flags
 from pipeline.train.inputs import Inputs
 from pipeline.train.launcher import Launcher, resuming
 from pipeline.train.loop import Training
-from pipeline.train.stop import Asked, Reason, Stop
+from pipeline.train.stop import Stop
 from shards.errors import InputError
 from shards.manifest import Manifest
 
@@ -264,7 +264,7 @@ def test_a_second_ctrl_c_leaves_at_once_even_where_the_process_hangs(
 import ctypes, pathlib
 from pipeline.train.launcher import Launcher
 from pipeline.train.stop import Stop
-with Stop(pathlib.Path({str(tmp_path)!r}), None, Launcher()):
+with Stop(Launcher()) as stop, stop.obeyed(pathlib.Path({str(tmp_path)!r}), True, None):
     print("hangs", flush=True)
     mutex = ctypes.create_string_buffer(64)
     for _ in range(2):
@@ -293,30 +293,11 @@ with Stop(pathlib.Path({str(tmp_path)!r}), None, Launcher()):
         process.communicate()
 
 
-def _wait(stop: Stop) -> None:
-    with stop.interruptible():
-        signal.raise_signal(signal.SIGTERM)
-        time.sleep(30)
-
-
-def test_a_wait_for_the_first_batch_ends_with_a_signal(tmp_path: Path) -> None:
-    with Stop(tmp_path, None, Launcher()) as stop:
-        with stop.interruptible():
-            pass
-        with pytest.raises(Asked):
-            _wait(stop)
-        assert stop.asked() is Reason.SIGTERM
-        signal.raise_signal(signal.SIGUSR1)  # outside it is only noted; the first reason stays
-        assert stop.asked() is Reason.SIGTERM
-        with pytest.raises(Asked), stop.interruptible():
-            raise AssertionError("not reached")
-
-
 def test_a_slow_save_is_warned_of_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    stop = Stop(tmp_path, None, Launcher())
-    for seconds in (None, 20.0, 34.4, 50.0):
-        stop.mind_saving(seconds)
-    Stop(None, None, Launcher()).mind_saving(50.0)
+    for leads in (True, False):
+        with Stop(Launcher()) as stop, stop.obeyed(tmp_path, leads, None):
+            for seconds in (None, 20.0, 34.4, 50.0):
+                stop.mind_saving(seconds)
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("alasca: a save takes 34 s, and launchers kill 30 s after SIGTERM")
 
