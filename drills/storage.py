@@ -31,7 +31,7 @@ def _words(scene: Scene, bucket: Bucket, name: str, timeout: int) -> tuple[str, 
 def _for_a_while(scene: Scene, bucket: Bucket) -> Row:
     began, name = time.monotonic(), "bucket-back"
     run = scene.run(name)
-    with scene.start("torchrun", "short", name, *_words(scene, bucket, name, 120), env=bucket.env) as job:
+    with scene.start("torchrun", "short", name, *_words(scene, bucket, name, 30), env=bucket.env) as job:
         job.wait_for(lambda: len(record.steps(run)) >= _AT, "steps")
         bucket.down()
         down, step = time.monotonic(), record.steps(run)[-1]
