@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -51,6 +52,7 @@ def _stop(scene: Scene, launcher: str, world: int, name: str, phase: str, target
         words = list(_WORDS)
         if phase == "first batch":
             words += ["--data.train", held.url, "--data.cache", str(scene.folder / "cache" / f"{time.time_ns()}")]
+            words += ["--data.fetch_timeout", "30"]
         with scene.start(launcher, "long", name, *words, world=world) as job:
             moment = _wait(job, run, phase, world, since, held, rng)
             started = time.monotonic()
@@ -67,8 +69,8 @@ def _stop(scene: Scene, launcher: str, world: int, name: str, phase: str, target
         problems.append(f"no runs/{name}/stopped: {text[-1500:]}")
     elif stopped["step"] != record.saved(run):
         problems.append(f"stopped at step {stopped['step']}, saved is {record.saved(run)}")
-    if (ours := f'File "{ROOT}') in text:  # torchrun's own traceback has none of it
-        problems.append(f"a traceback: {text[text.index(ours) :][:1500]}")
+    if ours := re.search(rf'File "{re.escape(str(ROOT))}/(?!\.venv/)', text):  # torchrun's own traceback has none of it
+        problems.append(f"a traceback: {text[ours.start() :][:1500]}")
     if (target == "one rank" or launcher == "python") and status:
         problems.append(f"exit status {status}")
     if phase == "evaluation" and stopped and stopped["step"] in record.evaluated(run):

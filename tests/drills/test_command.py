@@ -1,11 +1,14 @@
 """`python -m drills`: a table, and an exit status that tells."""
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from drills import __main__ as command
+from drills import stops
 from drills.job import Failed
 from drills.row import Row
 from drills.scene import Scene
@@ -55,7 +58,21 @@ def test_what_failed_is_named_kept_and_told_by_the_status(tmp_path: Path, capsys
     assert page.read_text() == "as it is"
 
 
-def test_the_page_has_a_place_for_the_table_and_nothing_that_failed() -> None:
+def test_the_page_shows_a_complete_run_in_which_nothing_failed() -> None:
     text = PAGE.read_text()
     assert text.count(command._BEGIN) == text.count(command._END) == 1
-    assert "FAILED" not in text
+    table = text.split(command._BEGIN)[1].split(command._END)[0]
+    assert "FAILED" not in table and ", 0 failed." in table
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    drills = Counter(row[0] for row in rows[2:])
+    assert set(drills) == {
+        "damaged checkpoint", "wandb", "S3 down", "a node killed", "other processes", "SIGTERM", "SIGKILL"
+    }  # fmt: skip
+    done = [f"{row[1]}: {row[2]}" for row in rows]
+    kills = re.search(r"the run that was killed (\d+) times, at its end", "".join(done))
+    assert kills is not None and int(kills[1]) >= 20
+    assert sum(", in the write of" in words for words in done) >= 10
+    for launcher, targets in stops._TARGETS.items():
+        for target in targets:
+            told = [words for words in done if re.match(rf"{launcher}, \d ranks?: {target}, ", words)]
+            assert len(told) == len(stops._PHASES), (launcher, target)
