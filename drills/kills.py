@@ -134,9 +134,15 @@ class _Chain:
     def _within_a_write(self) -> str:
         """Wait for the first or second write of this attempt, and for a part of it; returns its folder's name."""
         skip, known = self.rng.randrange(2), set(self.stale)
+
+        def begun() -> set[str]:
+            # A checkpoint that is no longer kept bears such a name, too, while it is removed.
+            found, saved = record.writing(self.run) - known, record.saved(self.run)
+            return {name for name in found if int(name[6:15]) > saved}
+
         while True:
-            self.job.wait_for(lambda: record.writing(self.run) - known, "checkpoint being written")
-            name = min(record.writing(self.run) - known, default="")
+            self.job.wait_for(begun, "checkpoint being written")
+            name = min(begun(), default="")
             known.add(name)
             if name and not skip:
                 time.sleep(self.rng.uniform(0, 0.15))
