@@ -111,6 +111,8 @@ def _wait(job: Job, run: Path, phase: str, world: int, since: float, held: Held,
 
     def evaluates() -> bool:
         done = record.steps(run)
+        if (run / "stopped").exists():  # the mark of the attempt before goes when this one's loop begins
+            return False
         return bool(done) and done[-1] % STEPS_PER_EPOCH == 0 and done[-1] not in record.evaluated(run)
 
     job.wait_for(evaluates, "evaluation")

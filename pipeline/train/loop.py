@@ -208,6 +208,7 @@ class Training:
         self.watch.phase("data", self.start + 1)
         with contextlib.suppress(Asked), self.stop.interruptible():
             self.feed.prepare()
+        self.stop.pass_on()
         window.waited(time.perf_counter() - asked)
         return self._agreed(self.flags.agree(stop=self.stop.asked() or 0))
 

@@ -120,9 +120,9 @@ class Stop:
                 _say(f"removed {file}, which is older than this attempt")
         with contextlib.nullcontext() if self._listens else self:
             yield
-        if leads and self._reason is Reason.FILE:
+        if leads and self._reason is not None:
             with contextlib.suppress(OSError):
-                file.unlink()
+                file.unlink(missing_ok=True)
 
     def asked(self) -> Reason | None:
         """Why this process was asked to stop, so far. Cheap; looks for the stop file once a second at most.
@@ -141,6 +141,13 @@ class Stop:
                     if file.exists() if self._leads else self._is_for_us(file):
                         self._reason = Reason.FILE
         return self._reason
+
+    def pass_on(self) -> None:
+        """Cut off what other ranks wait for, where this one alone was asked: they look for the file meanwhile."""
+        if self._reason is not None and self._reason > Reason.FILE:
+            assert self._folder is not None
+            with contextlib.suppress(OSError):
+                (self._folder / _FILE).touch()
 
     @property
     def signalled(self) -> bool:

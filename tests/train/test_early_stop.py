@@ -134,3 +134,18 @@ def test_a_wait_for_the_first_batch_ends_with_whatever_else_asks(
             time.sleep(60)
         assert stop.asked() is asks
     assert (tmp_path / "stop").exists() == (asks is Reason.FILE and not leads)
+
+
+def test_who_is_asked_alone_ends_the_wait_of_the_others(tmp_path: Path) -> None:
+    """A signal reaches one rank: it passes on that it was told, and the first rank removes what it passed on by."""
+    with Stop(Launcher()) as told, told.obeyed(tmp_path, False, None):
+        told.pass_on()
+        assert not (tmp_path / "stop").exists(), "nobody asked"
+        with pytest.raises(Asked):
+            _wait(told)
+        told.pass_on()
+        with Stop(Launcher()) as first, first.obeyed(tmp_path, True, None):
+            with pytest.raises(Asked), first.interruptible():
+                raise AssertionError("not reached")
+            assert first.asked() is Reason.FILE < Reason.SIGTERM, "the ranks agree on the signal"
+    assert not (tmp_path / "stop").exists()
