@@ -11,7 +11,6 @@ from drills import record
 from drills.row import Row
 from drills.scene import Scene
 from pipeline.train.checkpoint import complete, newest
-from pipeline.train.index import INDEX
 from shards.errors import InputError
 
 _FLIPS = 40  # of one bit, at random, in each file
@@ -80,8 +79,8 @@ def every_damage(folder: Path, name: str) -> tuple[list[str], int]:
             chosen = str(error)
         if chosen != older:
             problems.append(f"{name} {words}: chosen is {chosen}")
-        elif f"skipping the damaged checkpoint {last}" not in said.getvalue() and (content, name) != (None, INDEX):
-            problems.append(f"{name} {words}: not named")  # without its index it is none
+        elif f"skipping the damaged checkpoint {last}" not in said.getvalue():
+            problems.append(f"{name} {words}: not named")
         (last / name).write_bytes(whole)
     if newest(folder) != last:
         problems.append(f"{name} put back: not chosen")

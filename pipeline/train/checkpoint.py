@@ -18,9 +18,8 @@ _NAME = re.compile(r"step-(\d{9})")
 
 
 def complete(folder: Path) -> list[Path]:
-    """Complete checkpoints in a run's `checkpoints` folder, oldest first."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and (path / INDEX).exists()]
-    return sorted(found)
+    """Checkpoints in a run's `checkpoints` folder that were complete when they got their name, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
 
 
 def newest(folder: Path) -> Path | None:

@@ -170,7 +170,10 @@ def test_checkpoints_are_whole_and_few(configured: Configured, world: World) -> 
         index.write_bytes(text)
         assert damage(index.parent), text
         assert training.checkpoints.choose("auto") == folder / "step-000000015"
-    (folder / "step-000000015" / "optimizer.safetensors").unlink()
+    index.unlink()
+    assert damage(index.parent) == "index.json is missing"
+    assert training.checkpoints.choose("auto") == folder / "step-000000015"
+    (folder / "step-000000015" / "index.json").unlink()  # and no run begins anew over what is left
     with pytest.raises(InputError, match="every checkpoint in .* is damaged"):
         training.checkpoints.choose("auto")
 
