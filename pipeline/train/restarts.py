@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import sys
+from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.train import dist
+from pipeline.train.checkpoint import complete, read_index
 from pipeline.train.dist import World
 from pipeline.train.launcher import Launcher
 
@@ -27,7 +29,7 @@ class Restarts:
         self._agents = sorted({key for key in dist.gather(launcher.key()) if key is not None})
 
     def resume(self) -> str:
-        """`run.resume`; `auto` in place of `none` where an earlier attempt of this very job began the run.
+        """`run.resume`; `auto` in its place where an earlier attempt of this very job began the run, and saved.
 
         The same on all ranks, which call it together.
         """
@@ -36,7 +38,7 @@ class Restarts:
     def _own_resume(self) -> str:
         chosen = self._config.run.resume
         count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        if not self._leader or chosen != "none" or count == "0":
+        if not self._leader or chosen == "auto" or count == "0" or not self._saved_since(chosen):
             return chosen
         with contextlib.suppress(OSError, ValueError, TypeError):
             known = json.loads((self._config.folder / _MARK).read_text(encoding="utf-8"))["agents"]
@@ -44,6 +46,16 @@ class Restarts:
                 print(f"alasca: restart {count} of this job: on from the newest checkpoint", file=sys.stderr)
                 return "auto"
         return chosen
+
+    def _saved_since(self, chosen: str) -> bool:
+        """Whether the run holds more than it was to go on from: what was newer then, the first attempt has removed."""
+        existing = complete(self._config.folder / "checkpoints")
+        if chosen == "none" or not existing:
+            return chosen == "none"
+        try:
+            return int(existing[-1].name[5:]) > int(read_index(Path(chosen))["step"])
+        except (OSError, ValueError, KeyError, TypeError):  # no longer there: newer ones took its place
+            return True
 
     def mark(self) -> None:
         """Note in the run's folder that it is this job's, if torchrun may restart it."""

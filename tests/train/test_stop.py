@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from pipeline.train.flags import Flags
 from pipeline.train.inputs import Inputs
 from pipeline.train.launcher import Launcher, resuming
 from pipeline.train.loop import Training
+from pipeline.train.restarts import Restarts
 from pipeline.train.stop import Stop
 from shards.errors import InputError
 from shards.manifest import Manifest
@@ -341,6 +343,15 @@ def test_torchruns_restart_goes_on_with_its_own_run_only(
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     assert trained(config, world).start == 5
     assert "alasca: restart 2 of this job: on from the newest checkpoint\n" in capsys.readouterr().err
+    # Where it began from a checkpoint, a restart takes what was saved since, also where that one is pruned by now.
+    outside = shutil.copytree(config.folder / "checkpoints/step-000000005", config.folder.parent / "outside")
+    two = run("restarts", run__resume=str(outside), optim__epochs=1)
+    assert Restarts(two, world, Launcher()).resume() == str(outside)  # nothing was
+    shutil.copytree(outside, config.folder / "checkpoints/step-000000006")
+    assert Restarts(two, world, Launcher()).resume() == "auto"
+    shutil.rmtree(outside)
+    assert Restarts(two, world, Launcher()).resume() == "auto"
+    shutil.rmtree(config.folder / "checkpoints/step-000000006")
     job = config.folder / "job.json"
     for text in ('{"agents": ["elsewhere:1:2.00"]}', "{", "[]"):
         job.write_text(text)
