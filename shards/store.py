@@ -7,7 +7,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -194,8 +194,9 @@ class Store:
                 message = f"{redact(url)}: {reason}; gave up after {times}: {mend}"
                 raise DifferenceError(message, reason) if wrong == _WRONG_TRIES else OwnError(message)
             if tries == 1:
-                left = self.cache.seconds - spent
-                print(f"alasca: {redact(url)}: {reason}; trying again for {left:.0f} s", file=sys.stderr, flush=True)
+                words = f"{redact(url)}: {reason}; trying again for {self.cache.seconds - spent:.0f} s"
+                with suppress(OSError):  # a log on a full disk
+                    print(f"alasca: {words}", file=sys.stderr, flush=True)
             time.sleep(wait * random.uniform(0.5, 1.0))
             wait = min(2 * wait, _LONGEST_WAIT)
 

@@ -6,6 +6,15 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def say(text: str) -> None:
+    """A line for whoever watches.
+
+    Nobody may: Ctrl-C also ends the `tee` that was to keep it, and a log may lie on the very disk that is full.
+    """
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 class Lines:
     """Appends whole lines to a file; those that the disk does not take wait, in order, for the next time."""
 
@@ -29,11 +38,7 @@ class Lines:
                 os.ftruncate(self._file, self._end)
             if not self._warned:
                 self._warned = True
-                print(
-                    f"alasca: WARNING: {self._path} cannot be written ({error.strerror}); its lines wait in memory",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                say(f"alasca: WARNING: {self._path} cannot be written ({error.strerror}); its lines wait in memory")
             return
         self._end += len(self._waiting)
         self._waiting = b""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pipeline.config import Config
 from pipeline.configfile import store
-from pipeline.record.lines import Lines
+from pipeline.record.lines import Lines, say
 from pipeline.record.view import View
 from shards.errors import InputError
 from shards.url import public
@@ -89,7 +89,7 @@ class Tracker:
         text = _line(kind, record)
         if self._bar is None:
             left = f"  {self._left(step)} left" if kind == "train" and step > self._start_step else ""
-            _say(f"{self._name} {step}/{self._total_steps} {text}{left}")
+            say(f"{self._name} {step}/{self._total_steps} {text}{left}")
         elif kind == "train":
             self._bar.set_postfix_str(text)
         else:
@@ -121,7 +121,7 @@ class Tracker:
         if not self._leader:
             return
         on = "--resume auto goes on" if command is None else f"to go on:\n  {command}"
-        _say(f"{self._name}: stopped at step {step} of {self._total_steps} ({reason}); {on}")
+        say(f"{self._name}: stopped at step {step} of {self._total_steps} ({reason}); {on}")
         self._wandb.finish({})
         self.close()
 
@@ -129,15 +129,9 @@ class Tracker:
         """Let go of the file and the live line; the record so far stays."""
         if self._leader:
             if lost := self._lines.close():
-                print(f"alasca: WARNING: {lost:,} lines of {METRICS} are lost", file=sys.stderr)
+                say(f"alasca: WARNING: {lost:,} lines of {METRICS} are lost")
             if self._bar is not None:
                 self._bar.close()
-
-
-def _say(text: str) -> None:
-    """A line for whoever watches. Nobody may: Ctrl-C also ends the `tee` that was to keep it."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Track
+from pipeline.record.lines import say
 from shards.url import redact
 
 PATIENCE_S = 20.0  # for wandb to take the run, and again to bring in what is left at its end
@@ -156,9 +157,7 @@ class View:
             process.kill()  # its service watches it and follows within two seconds
             _let_go(process, _GRACE_S)
         later = f"; later: wandb sync --include-online {self._directory}" if self._directory else ""
-        print(
-            f"warning: wandb is out ({reason}); the run goes on, metrics.jsonl has everything{later}", file=sys.stderr
-        )
+        say(f"warning: wandb is out ({reason}); the run goes on, metrics.jsonl has everything{later}")
 
 
 def _run_id(path: Path, resumed: bool) -> str:

@@ -1,7 +1,6 @@
 """The checkpoints of a run: which to go on from, saving them beside training, which to keep."""
 
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from uuid import uuid4
 import torch
 from safetensors.torch import load_file
 
+from pipeline.record.lines import say
 from pipeline.train import dist, packed
 from pipeline.train.checkpoint import (
     EMA,
@@ -43,6 +43,7 @@ class Checkpoints:
         moves: called now and then while it is waited for and bytes are written.
 
     Attributes:
+        folder: as given.
         failures: on rank 0, a line for each one that could not be written.
     """
 
@@ -54,7 +55,7 @@ class Checkpoints:
         patience: float = 600.0,
         moves: Callable[[], None] = lambda: None,
     ) -> None:
-        self._folder, self._world, self._keep = folder, world, keep
+        self.folder, self._world, self._keep = folder, world, keep
         self._patience, self._moves = patience, moves
         self._snapshot, self._writer = Snapshot(), self._new_writer("")
         self.failures: list[str] = []
@@ -67,14 +68,16 @@ class Checkpoints:
         """
         attempt = str(dist.gather(uuid4().hex[:12])[0])
         self._writer = self._new_writer(attempt)
-        sign, reason = self._folder / f".attempt-{attempt}", None
+        sign, reason = self.folder / f".attempt-{attempt}", None
         if self._world.rank == 0:
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for old in self.folder.glob(".attempt-*"):  # of one that was killed right here
+                    old.unlink(missing_ok=True)
                 sign.touch()
                 self._writer.sweep()  # an attempt may have ended within a save
             except OSError as error:
-                reason = f"run.dir: cannot write the run to {self._folder.parent}: {error.strerror}"
+                reason = f"run.dir: cannot write the run to {self.folder.parent}: {error.strerror}"
         if reason := dist.gather(reason)[0]:
             raise InputError(reason)
         blind = [host for host in dist.gather(None if _appears(sign) else socket.gethostname()) if host]
@@ -82,7 +85,7 @@ class Checkpoints:
             sign.unlink(missing_ok=True)
         if blind:
             raise InputError(
-                f"run.dir: {', '.join(dict.fromkeys(blind))} cannot see {self._folder}, where rank 0 writes: it must"
+                f"run.dir: {', '.join(dict.fromkeys(blind))} cannot see {self.folder}, where rank 0 writes: it must"
                 " lie on a file system that all nodes share"
             )
 
@@ -148,7 +151,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return complete(self._folder)
+        return complete(self.folder)
 
     def choose(self, resume: str) -> Path | None:
         """The checkpoint to go on from: rank 0 lists them, all ranks verify a share of the files each.
@@ -162,7 +165,7 @@ class Checkpoints:
         outcome: list[Path] | InputError = []
         if self._world.rank == 0:
             try:
-                outcome = _candidates(self._folder, resume)
+                outcome = _candidates(self.folder, resume)
             except InputError as error:
                 outcome = error
         agreed = dist.gather(outcome)[0]
@@ -178,7 +181,7 @@ class Checkpoints:
             if self._world.rank == 0:
                 warn_of(path, reason)
         if agreed:
-            raise all_damaged(self._folder)
+            raise all_damaged(self.folder)
         return None
 
     def rewind(self, step: int) -> None:
@@ -211,7 +214,7 @@ class Checkpoints:
         self._writer.wait(seconds=seconds)
 
     def _new_writer(self, attempt: str) -> Writer:
-        return Writer(self._folder, self._world, attempt, self._patience, self._prune, self._failed)
+        return Writer(self.folder, self._world, attempt, self._patience, self._prune, self._failed)
 
     def _prune(self, _: Path) -> None:
         existing = self.paths()
@@ -221,13 +224,13 @@ class Checkpoints:
                 try:
                     remove(old)
                 except OSError as error:
-                    print(f"alasca: WARNING: {old} cannot be removed: {error.strerror}", file=sys.stderr, flush=True)
+                    say(f"alasca: WARNING: {old} cannot be removed: {error.strerror}")
 
     def _failed(self, step: int, reason: str) -> None:
         existing = self.paths()
         kept = f"the last good one is {existing[-1].name}" if existing else "there is none yet"
         self.failures.append(f"the checkpoint of step {step} could not be written ({reason})")
-        print(f"alasca: WARNING: {self.failures[-1]}; training goes on; {kept}", file=sys.stderr, flush=True)
+        say(f"alasca: WARNING: {self.failures[-1]}; training goes on; {kept}")
 
 
 def _candidates(folder: Path, resume: str) -> list[Path]:

@@ -1,9 +1,11 @@
 import resource
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline.record import lines as module
 from pipeline.record.lines import Lines
 
 
@@ -39,3 +41,19 @@ def test_a_full_disk_delays_lines_and_tears_none(tmp_path: Path, capsys: pytest.
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert lines.close() == 1
+
+
+def test_a_log_on_the_disk_that_is_full_raises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    log = open("/dev/full", "w", buffering=1)  # noqa: SIM115 - closing it would raise
+    lines = Lines(tmp_path / "f")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", log)
+        patched.setattr(module.os, "pwrite", full)
+        lines.append("one")
+    lines.append("two")
+    assert (tmp_path / "f").read_text() == "one\ntwo\n"
+    with pytest.raises(OSError, match="No space"):  # so it was written to
+        log.close()

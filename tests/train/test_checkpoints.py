@@ -1,6 +1,9 @@
 """Saving beside training, choosing, keeping; through whole runs in this process."""
 
+import itertools
+import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +95,31 @@ def test_a_full_disk_at_a_save_ends_no_run_and_is_told(
     assert (training.config.folder / "summary.json").exists()
 
 
+def test_a_log_on_the_disk_that_is_full_ends_no_run(
+    configured: Configured, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where Slurm's log lies beside the run: what is to be warned of cannot even be said."""
+
+    def full(*_: object, **__: object) -> object:
+        raise OSError(28, "No space left on device")
+
+    config = configured()
+    training = Training(config, Inputs.open(config, 1), world)
+    pwrite, calls = os.pwrite, itertools.count()
+    with monkeypatch.context() as patched:
+        patched.setattr(packed, "write", full)
+        patched.setattr(os, "pwrite", lambda *words: full() if next(calls) < 3 else pwrite(*words))
+        log = open("/dev/full", "w", buffering=1)  # noqa: SIM115 - closing it would raise
+        patched.setattr(sys, "stderr", log)
+        training.run()
+    training.close()
+    with pytest.raises(OSError, match="No space"):
+        log.close()
+    assert len(training.unsaved) == 2
+    assert [r["step"] for r in read_metrics(config.folder) if r["kind"] == "train"] == [2, 4, 5, 6, 8, 10]
+    assert (config.folder / "summary.json").exists()
+
+
 def test_ranks_that_see_another_folder_are_named(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SECONDS_TO_SEE", 0.2)
     monkeypatch.setattr(Path, "touch", lambda self: None)  # what rank 0 writes does not arrive
@@ -105,6 +133,7 @@ def test_what_an_attempt_left_is_swept(configured: Configured, world: World) -> 
     folder = training.config.folder / "checkpoints"
     (folder / ".step-000000003.abc.tmp").mkdir()
     (folder / ".step-000000003.abc.tmp/model.safetensors").write_bytes(b"half")
+    (folder / ".attempt-0123456789ab").touch()
     trained(configured(optim__epochs=1, run__resume="auto"), world)
     assert sorted(path.name for path in folder.iterdir()) == ["step-000000005"]
 
