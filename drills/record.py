@@ -41,7 +41,7 @@ def partial(*folders: Path) -> list[str]:
     found = []
     for folder in folders:
         for path in folder.rglob("*"):
-            unfinished = path.suffix in (".tmp", ".part") or path.name.startswith((".done-", ".attempt-"))
+            unfinished = path.suffix in (".tmp", ".part", ".old") or path.name.startswith((".done-", ".attempt-"))
             if unfinished and "wandb" not in path.relative_to(folder).parts:
                 found.append(str(path.relative_to(folder.parent)))
     return found

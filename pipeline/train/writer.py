@@ -90,7 +90,17 @@ class Writer:
                 moves()
 
     def sweep(self, before: float = math.inf) -> None:
-        """Remove what is half written, of steps before that one; no rank may be writing those."""
+        """Remove what is half written, of steps before that one; no rank may be writing those.
+
+        A checkpoint whose place another was just taking when a kill came gets its name again.
+        """
+        for old in self._folder.glob(".step-*.old"):
+            if int(old.name[6:15]) < before:
+                final = self._folder / old.name[1:15]
+                if final.exists():
+                    shutil.rmtree(old, ignore_errors=True)
+                else:
+                    old.rename(final)
         for old in self._folder.glob(".step-*.tmp"):
             if int(old.name[6:15]) < before:
                 shutil.rmtree(old, ignore_errors=True)
@@ -147,10 +157,12 @@ class Writer:
             for rank in range(self._world.size):
                 (temporary / _mark_name(rank)).unlink()
             LocalFolder(temporary).sync()
-            if final.exists():
-                remove(final)
+            replaced = self._folder / f".{final.name}.old"
+            if final.exists():  # saved again, with an evaluation that had been cut off
+                final.rename(replaced)
             temporary.rename(final)
             LocalFolder(self._folder).sync()
+            shutil.rmtree(replaced, ignore_errors=True)
         except Exception as error:
             return _reason(error)
         self.sweep(before=step)  # which are over on all ranks, as this one is; another may have begun the next

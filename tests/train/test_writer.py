@@ -125,6 +125,33 @@ def test_a_full_disk_loses_that_checkpoint_alone(tmp_path: Path, victim: int) ->
     ]
 
 
+def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last name that is given never comes, as where the process is gone by then."""
+    ranks, rename = Ranks(tmp_path, 1), Path.rename
+    ranks.begin(0, 7)
+    ranks.wait()
+    whole = sorted(file.read_bytes() for file in (tmp_path / "step-000000007").iterdir())
+    with monkeypatch.context() as patched:
+
+        def killed(self: Path, target: Path) -> Path:
+            assert self.suffix != ".tmp", "gone"
+            return rename(self, target)
+
+        patched.setattr(Path, "rename", killed)
+        patched.setattr("shutil.rmtree", lambda *_, **__: None)
+        ranks.begin(0, 7)
+        ranks.wait()
+    assert complete(tmp_path) == []
+    again = Ranks(tmp_path, 1)
+    again.writers[0].sweep()
+    assert [file.name for file in tmp_path.iterdir()] == ["step-000000007"]
+    assert sorted(file.read_bytes() for file in (tmp_path / "step-000000007").iterdir()) == whole
+    again.begin(0, 7)
+    again.wait()
+    assert [file.name for file in tmp_path.iterdir()] == ["step-000000007"]
+    assert damage(tmp_path / "step-000000007") is None
+
+
 def test_a_folder_that_cannot_be_written_loses_no_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     ranks = Ranks(tmp_path / "file", 1)
