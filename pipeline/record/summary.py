@@ -12,9 +12,9 @@ def train_seconds(folder: Path) -> float:
     return float(sum(r["seconds"] for r in read_metrics(folder) if r["kind"] == "train"))
 
 
-def evaluated(folder: Path, step: int) -> set[str]:
-    """Sets whose evaluation after `step` steps is in the record."""
-    return {r["set"] for r in read_metrics(folder) if r["kind"] == "eval" and r["step"] == step}
+def evaluated(folder: Path, step: int) -> dict[str, float]:
+    """Accuracy of the main head on each set whose evaluation after `step` steps is in the record."""
+    return {r["set"]: r["main/top1"] for r in read_metrics(folder) if r["kind"] == "eval" and r["step"] == step}
 
 
 def summarise(folder: Path, total_steps: int) -> dict[str, Any]:

@@ -30,12 +30,12 @@ class Evaluations:
         epochs, rest = divmod(done, self._steps_per_epoch)
         return done > 0 and (done == self._last or (rest == 0 and epochs % self._config.eval.every == 0))
 
-    def missing(self, done: int) -> dict[str, Manifest]:
-        """Sets without a record of this step; called by all ranks together.
+    def missing(self, done: int) -> tuple[dict[str, Manifest], dict[str, float]]:
+        """Sets without a record of this step, and the accuracies of those with one; called by all ranks together.
 
         Only where this attempt starts may there be any with one: a stop cut the evaluation off there, or came after it.
         """
         if done > self._start:
-            return self._sets
+            return self._sets, {}
         known = dist.gather(evaluated(self._config.folder, done) if self._world.rank == 0 else None)[0]
-        return {name: manifest for name, manifest in self._sets.items() if name not in known}
+        return {name: manifest for name, manifest in self._sets.items() if name not in known}, known

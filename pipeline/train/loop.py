@@ -84,12 +84,11 @@ class Training:
         restarts = Restarts(config, world, self.stop.launcher)
         checkpoint = self.checkpoints.choose(restarts.resume())
         self.start, self.unsaved = 0, list[str]()  # and lines on checkpoints that the end has to tell of
-        seconds: float | None = None  # of an earlier attempt's last save
         if checkpoint is not None:
             index = read_index(checkpoint)
             classes = index["classes"], self.manifest.classes
             refuse_difference(index["identity"], self.identity, str(checkpoint), classes)
-            self.start, seconds = index["step"], index["save_seconds"]
+            self.start = index["step"]
         total = self.schedule.total_steps
         self.last = min(total, config.run.max_steps or total)
         self.evaluations = Evaluations(config, self.sets, self.plan.steps_per_epoch, self.start, self.last, world)
@@ -116,7 +115,7 @@ class Training:
         )
         restarts.mark()
         leads = world.rank == 0
-        self.saves = Saves(config, self.checkpoints, self.plan, self.identity, leads, self.last, seconds)
+        self.saves = Saves(config, self.checkpoints, self.plan, self.identity, leads, self.last, checkpoint)
         self.flags = Flags("stop", "save", world=world, timeout_s=config.dist.timeout + config.dist.heartbeat)
         # Only the leader's records count, and only it may meet a file that somebody else is writing.
         self.train_seconds = train_seconds(config.folder) if leads else 0.0  # of earlier attempts
@@ -148,12 +147,13 @@ class Training:
         self.engine.train()
         if self.start == 0 and (lacking := self.plan.deficit(0)):
             self.tracker.log("balance", 0, {f"lacking/{self.manifest.classes[k]}": n for k, n in lacking.items()})
-        if self.evaluations.due(self.start) and (reason := self._evaluate(self.start)):
-            return self.start, str(reason)
-        if self.saves.unknown(self.start):
+        reason = self._evaluate(self.start) if self.evaluations.due(self.start) else None
+        if self.saves.lacking(self.start):
             self._save(self.start)
         window = Window()
-        if self.start < self.last and (reason := self._first_batch(window)):
+        if reason is None and self.start < self.last:
+            reason = self._first_batch(window)
+        if reason is not None:
             return self.start, str(reason)
         for step in range(self.start, self.last):
             looks = config.track.norms > 0 and (step + 1) % config.track.norms == 0
@@ -267,7 +267,9 @@ class Training:
         Returns:
             Why it was cut off, on all ranks: then the set at hand has no record.
         """
-        missing = self.evaluations.missing(done)
+        missing, known = self.evaluations.missing(done)
+        for name, accuracy in known.items():
+            self.saves.note(done, name, accuracy)
         if missing:
             self.engine.eval()
         for name, manifest in missing.items():

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
 from pipeline.data.plan import Plan
+from pipeline.train.checkpoint import read_index
 from pipeline.train.checkpoints import Checkpoints
 from pipeline.train.state import State
 from shards.url import public
@@ -21,7 +23,7 @@ class Saves:
         identity: what a resume must agree with.
         leads: whether this is rank 0, whose clock counts.
         last: step at which this attempt ends.
-        seconds: that the last save of an earlier attempt took, if known.
+        origin: the checkpoint that this attempt goes on from, if any.
         clock: seconds from any moment on.
     """
 
@@ -33,11 +35,14 @@ class Saves:
         identity: dict[str, Any],
         leads: bool,
         last: int,
-        seconds: float | None,
+        origin: Path | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._checkpoints, self._plan, self._identity = config, checkpoints, plan, identity
-        self._leads, self._last, self._seconds = leads, last, seconds
+        self._leads, self._last = leads, last
+        known = {} if origin is None else read_index(origin)
+        self._seconds, self._known = known.get("save_seconds"), known.get("selected")
+        self._elsewhere = origin is not None and origin.parent.resolve() != checkpoints.folder.resolve()
         self._clock, self._at, self._saved = clock, clock(), -1
         self._selected: tuple[int, float | None] = -1, None
 
@@ -68,9 +73,13 @@ class Saves:
         if name == self._config.eval.select_by:
             self._selected = done, accuracy
 
-    def unknown(self, done: int) -> bool:
-        """Whether an evaluation was noted that came after the checkpoint of its step."""
-        return self._selected[0] == done
+    def lacking(self, start: int) -> bool:
+        """Whether the run lacks a checkpoint of the step that this attempt starts at, or that lacks its evaluation.
+
+        The evaluation may have been cut off by a stop; the checkpoint may lie elsewhere, and what goes on from this run
+        must find it.
+        """
+        return self._elsewhere or (self._selected[0] == start and self._selected[1] != self._known)
 
     def save(self, state: State, done: int) -> None:
         """Begin a checkpoint; all ranks together."""
