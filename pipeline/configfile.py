@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config import Config, EvalSet
 from pipeline.section import Section
 from shards.errors import InputError
-from shards.url import public
+from shards.url import public, redact
 
 _SHORT = ("resume", "max-minutes")
 
@@ -94,7 +94,7 @@ def overlay(tables: dict[str, Any], overrides: Sequence[str]) -> None:
         if key in _SHORT:
             key = f"run.{key}"
         if not word.startswith("--") or "." not in key:
-            raise InputError(f"unknown argument '{word}': configuration goes as --section.key VALUE")
+            raise InputError(f"unknown argument '{redact(word)}': configuration goes as --section.key VALUE")
         if not equals:
             if not words:
                 raise InputError(f"--{key} has no value: write --{key} VALUE")
@@ -138,7 +138,7 @@ def _clause(error: Any, model: type[Section]) -> str:
         return f"'{dotted}' is missing"
     message = error["msg"].removeprefix("Value error, ")
     value = error["input"]
-    given = "" if isinstance(value, dict | BaseModel) else f" = {value!r}"
+    given = "" if isinstance(value, dict | BaseModel) else f" = {redact(repr(value))}"
     return f"{dotted}{given}: {message}" if dotted else message
 
 

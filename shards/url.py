@@ -86,9 +86,12 @@ def ascend(url: str, place: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Return a URL, or a text with URLs in it, without user names, passwords and queries."""
-    text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
-    return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1", text)
+    """Return a URL, or a text with URLs in it, without user names, passwords and queries.
+
+    A quote may be a part of them, so what follows one without a space goes too.
+    """
+    text = re.sub(r"(?<=://)[^/\s]*@", "", text)
+    return re.sub(r"(://[^\s?#]*)[?#]\S*", r"\1", text)
 
 
 def public(value: Any) -> Any:

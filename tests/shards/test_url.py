@@ -65,6 +65,8 @@ def test_secrets_are_left_out() -> None:
     for text in (redact(url), folder_name(url), public({"a": [url]})["a"][0], redact(f"cannot read '{url}' now")):
         assert not any(secret in text for secret in ("joan", "pa?ss", "s3cr3t", "t0k3n", "Amz"))
     assert redact("s3://key:secret@bucket/x") == "s3://bucket/x"
+    for url in ("https://me:pa's3cr3t@host/x", "https://host/it's/x?sig=s3cr3t", "https://host/x?sig=a's3cr3t"):
+        assert "s3cr3t" not in redact(url) + redact(f'cannot read "{url}" now') + folder_name(url)
     assert redact("https://host/a/b@c/d") == "https://host/a/b@c/d"
     assert public({"n": 1, "path": "/data/what?"}) == {"n": 1, "path": "/data/what?"}
 

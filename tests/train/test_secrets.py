@@ -8,9 +8,11 @@ import pytest
 from runs import trained
 from server import serving, status
 
+from pipeline import configfile
 from pipeline.config import Config
 from pipeline.train.dist import World
 from pipeline.train.launcher import Launcher
+from shards.errors import InputError
 from shards.manifest import Manifest
 
 SECRET = "s3cr3t-key"
@@ -55,3 +57,15 @@ def test_the_command_that_goes_on_names_no_key(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     said = Launcher().command()
     assert said == "python launch/train.py a.toml --data.train=https://h/x --run.name 'what?' --resume auto"
+
+
+def test_a_mistake_in_the_configuration_tells_no_key() -> None:
+    place = f"https://me:{SECRET}@h/x?s={SECRET}"
+    for word in (place, f"--train={place}"):
+        with pytest.raises(InputError, match="unknown argument") as caught:
+            configfile.overlay({}, [word])
+        assert SECRET not in str(caught.value)
+    for tables in ({"train": [place]}, {"train": "x", "cache_gb": place}, {"train": "x", "subset": {"a": place}}):
+        with pytest.raises(InputError, match=r"^test: data\.") as caught:
+            configfile.parse({"data": tables, "optim": {"epochs": 1}}, name="x", where="test")
+        assert SECRET not in str(caught.value)
