@@ -12,10 +12,16 @@ from torch import nn
 from pipeline.config import Config
 from pipeline.data.plan import Plan
 from pipeline.data.selection import Selection
+from pipeline.method.alasca import Alasca
 from pipeline.method.bank import SampleBank
+from pipeline.method.elr import EarlyLearning
+from pipeline.method.forward import ForwardCorrection
 from pipeline.method.lipschitz import HiddenGradients, InputJacobian, Penalty, class_weights
-from pipeline.method.objective import Alasca, Objective
+from pipeline.method.losses import base_loss
+from pipeline.method.objective import Objective
+from pipeline.method.outputs import BaseLoss, HeadLoss
 from pipeline.train.dist import World
+from pipeline.train.noisematrix import noise_matrix
 from shards.errors import InputError
 from shards.manifest import Manifest
 
@@ -25,12 +31,21 @@ def compose(
 ) -> Objective:
     """Build what a step minimises; per-sample state covers this rank's home alone."""
     method = config.method
-    aux = None
+    banks = {name: _bank(config, manifest, plan, world) for name in method.banks}
+    matrix = noise_matrix(config, manifest, selection)
+    base: BaseLoss
+    if matrix is not None:
+        base = ForwardCorrection(torch.from_numpy(matrix.values).to(world.device))
+    elif method.base == "elr":
+        base = EarlyLearning(banks["elr"], **method.elr.model_dump())
+    else:
+        base = base_loss(method.base, method.base_options)
+    aux: HeadLoss | None = None
     if method.aux == "alasca":
-        aux = Alasca(**(method.alasca.model_dump() | {"warmup_epochs": config.alasca_warmup_epochs}))
-    bank = _bank(config, manifest, plan, world) if aux is not None and aux.needs_bank else None
+        options = method.alasca.model_dump() | {"warmup_epochs": config.alasca_warmup_epochs}
+        aux = Alasca(**options, bank=banks.get("alasca"))
     penalty = _penalty(config, manifest, selection, module)
-    return Objective(method.base, method.base_options, aux, bank, penalty, method.weight_of_penalty)
+    return Objective(base, aux, penalty, method.weight_of_penalty, banks)
 
 
 def read_class_errors(paths: Sequence[str], manifest: Manifest) -> list[float]:
