@@ -17,6 +17,27 @@ class Alasca(Section):
     confidence: Literal["ema", "current"] = "ema"
 
 
+class DeepSupervision(Section):
+    """Lee et al. 2015, with the weight of Szegedy et al. 2015."""
+
+    aux_weight: NonNegative = 0.3
+
+
+class SmoothedSupervision(Section):
+    """ALASCA with the same smoothing for all samples: its weight, epsilon of Szegedy et al. 2016."""
+
+    aux_weight: NonNegative = 2.0
+    epsilon: Fraction = 0.1
+
+
+class SelfDistillation(Section):
+    """Zhang et al. 2019, defaults as released."""
+
+    aux_weight: NonNegative = 1.0
+    alpha: Fraction = 0.3
+    temperature: Annotated[float, Field(gt=0)] = 3.0
+
+
 class LabelSmoothing(Section):
     """Szegedy et al. 2016."""
 
@@ -81,10 +102,13 @@ class Method(Section):
     """Base loss on the main head, regulariser on the auxiliary heads, Lipschitz penalty on the network."""
 
     base: Literal["ce", "ls", "gce", "sce", "nce_rce", "forward", "elr"] = "ce"
-    aux: Literal["none", "alasca"] = "alasca"
+    aux: Literal["none", "alasca", "deep", "smoothing", "distillation"] = "alasca"
     penalty: Literal["none", "har", "jacobian"] = "none"
     penalty_weight: NonNegative | None = None  # of the penalty's paper, unless given
     alasca: Alasca = Alasca()
+    deep: DeepSupervision = DeepSupervision()
+    smoothing: SmoothedSupervision = SmoothedSupervision()
+    distillation: SelfDistillation = SelfDistillation()
     ls: LabelSmoothing = LabelSmoothing()
     gce: GeneralizedCrossEntropy = GeneralizedCrossEntropy()
     sce: SymmetricCrossEntropy = SymmetricCrossEntropy()

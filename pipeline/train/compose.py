@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,12 @@ from pipeline.method.lipschitz import HiddenGradients, InputJacobian, Penalty, c
 from pipeline.method.losses import base_loss
 from pipeline.method.objective import Objective
 from pipeline.method.outputs import BaseLoss, HeadLoss
+from pipeline.method.supervision import SelfDistillation, Supervision
 from pipeline.train.dist import World
 from pipeline.train.noisematrix import noise_matrix
 from shards.errors import InputError
 from shards.manifest import Manifest
+from shards.transitions import Matrix
 
 
 def compose(
@@ -32,18 +34,8 @@ def compose(
     """Build what a step minimises; per-sample state covers this rank's home alone."""
     method = config.method
     banks = {name: _bank(config, manifest, plan, world) for name in method.banks}
-    matrix = noise_matrix(config, manifest, selection)
-    base: BaseLoss
-    if matrix is not None:
-        base = ForwardCorrection(torch.from_numpy(matrix.values).to(world.device))
-    elif method.base == "elr":
-        base = EarlyLearning(banks["elr"], **method.elr.model_dump())
-    else:
-        base = base_loss(method.base, method.base_options)
-    aux: HeadLoss | None = None
-    if method.aux == "alasca":
-        options = method.alasca.model_dump() | {"warmup_epochs": config.alasca_warmup_epochs}
-        aux = Alasca(**options, bank=banks.get("alasca"))
+    base = _base(config, banks, noise_matrix(config, manifest, selection), world)
+    aux = _aux(config, banks)
     penalty = _penalty(config, manifest, selection, module)
     return Objective(base, aux, penalty, method.weight_of_penalty, banks)
 
@@ -76,6 +68,25 @@ def _class_errors(path: str, manifest: Manifest) -> list[float]:
         if share is not None and (not isinstance(share, int | float) or not 0 <= share <= 1):
             raise InputError(f"{where}: the error of {name} is {share}, must be from 0 to 1")
     return [math.nan if errors[name] is None else float(errors[name]) for name in manifest.classes]
+
+
+def _base(config: Config, banks: Mapping[str, SampleBank], matrix: Matrix | None, world: World) -> BaseLoss:
+    method = config.method
+    if matrix is not None:
+        return ForwardCorrection(torch.from_numpy(matrix.values).to(world.device))
+    if method.base == "elr":
+        return EarlyLearning(banks["elr"], **method.elr.model_dump())
+    return base_loss(method.base, method.base_options)
+
+
+def _aux(config: Config, banks: Mapping[str, SampleBank]) -> HeadLoss | None:
+    method = config.method
+    if method.aux == "none":
+        return None
+    options = getattr(method, method.aux).model_dump()
+    if method.aux == "alasca":
+        return Alasca(**options | {"warmup_epochs": config.alasca_warmup_epochs}, bank=banks.get("alasca"))
+    return SelfDistillation(**options) if method.aux == "distillation" else Supervision(**options)
 
 
 def _bank(config: Config, manifest: Manifest, plan: Plan, world: World) -> SampleBank:

@@ -31,8 +31,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "nce_rce-none": {"method__base": "nce_rce", "method__aux": "none", "engine__precision": "bfloat16"},
     "forward-alasca": {"method__base": "forward", "method__forward": {"matrix": "known"}},
     "elr-alasca": {"method__base": "elr"},
+    "elr-smoothing": {"method__base": "elr", "method__aux": "smoothing", "engine__precision": "bfloat16"},
+    "ce-deep": {"method__aux": "deep"},
+    "gce-distillation": {"method__base": "gce", "method__aux": "distillation"},
 }
-BANKS = {"forward-alasca": {"alasca"}, "elr-alasca": {"alasca", "elr"}}
+BANKS = {"forward-alasca": {"alasca"}, "elr-alasca": {"alasca", "elr"}, "elr-smoothing": {"elr"}}
 
 # All of them one after another in this process, one of two: starting a process takes longer than its runs.
 IN_TURN = """

@@ -10,6 +10,7 @@ from pipeline.method.elr import EarlyLearning
 from pipeline.method.forward import ForwardCorrection
 from pipeline.method.losses import BASE_LOSSES, base_loss
 from pipeline.method.objective import Objective
+from pipeline.method.supervision import SelfDistillation, Supervision
 
 BATCH, CLASSES, HEADS = 6, 5, 3
 EVERY = torch.ones(BATCH, dtype=torch.bool)
@@ -18,18 +19,25 @@ BASES = [*BASE_LOSSES, "forward", "elr"]
 MATRIX = torch.full((CLASSES, CLASSES), 0.1) + 0.5 * torch.eye(CLASSES)
 
 
-def composed(base="ce", device="cpu", confidence="ema", **settings):
-    """ALASCA on the heads under any base loss, each with the bank that it needs."""
-    banks = {name: SampleBank(0, BATCH, CLASSES, device=device) for name in ("alasca", "elr")}
+AUXES = ["alasca", "current", "supervision", "distillation"]
+
+
+def composed(base="ce", aux="alasca", device="cpu"):
+    """Any loss of the heads under any base loss, each with the bank that it needs."""
+    banks = {name: SampleBank(0, BATCH, CLASSES, device=device) for name in {base, aux} & {"alasca", "elr"}}
     if base == "elr":
         loss = EarlyLearning(banks["elr"])
     elif base == "forward":
         loss = ForwardCorrection(MATRIX.to(device))
     else:
         loss = base_loss(base)
-    kept = ["alasca"] * (confidence == "ema") + ["elr"] * (base == "elr")
-    aux = Alasca(**settings, confidence=confidence, bank=banks["alasca"] if "alasca" in kept else None)
-    return Objective(loss, aux, banks={name: banks[name] for name in kept})
+    heads = {
+        "alasca": lambda: Alasca(warmup_epochs=2, bank=banks["alasca"]),
+        "current": lambda: Alasca(warmup_epochs=2, confidence="current"),
+        "supervision": lambda: Supervision(2.0, 0.1),
+        "distillation": SelfDistillation,
+    }[aux]()
+    return Objective(loss, heads, banks=banks)
 
 
 def drawn(seed=0):
@@ -41,24 +49,25 @@ def drawn(seed=0):
 
 
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 7.0])
+@pytest.mark.parametrize("aux", AUXES)
 @pytest.mark.parametrize("base", BASES)
-def test_an_invalid_sample_adds_nothing(base, garbage):
+def test_an_invalid_sample_adds_nothing(base, aux, garbage):
     y, z0, zs = drawn()
     valid = torch.tensor([True, True, False, True, False, True])
     # One and the same history, of which the second objective has the valid samples alone, in a batch of their own.
-    objective, of_valid = composed(base, warmup_epochs=0), composed(base, warmup_epochs=0)
+    objective, of_valid = composed(base, aux), composed(base, aux)
     _, *earlier = drawn(1)
     for each in (objective, of_valid):
-        each(*earlier, y, PLACES, EVERY, 0)
+        each(*earlier, y, PLACES, EVERY, 3)
     before = {name: bank.rows.clone() for name, bank in objective.banks.items()}
     with torch.no_grad():
         for leaf in (z0, *zs):
             leaf[~valid] = garbage
     target = torch.where(valid, y, -1)
-    losses = objective(z0, zs, target, PLACES, valid, 0)
+    losses = objective(z0, zs, target, PLACES, valid, 3)
     losses.total.backward()
     kept = [leaf.detach()[valid].requires_grad_(True) for leaf in (z0, *zs)]
-    alone = of_valid(kept[0], kept[1:], target[valid], PLACES[valid], torch.ones(4, dtype=torch.bool), 0)
+    alone = of_valid(kept[0], kept[1:], target[valid], PLACES[valid], torch.ones(4, dtype=torch.bool), 3)
     alone.total.backward()
     # Divided by the nominal 6, not by the 4 that count.
     torch.testing.assert_close(losses.total, alone.total * 4 / 6)
@@ -67,7 +76,7 @@ def test_an_invalid_sample_adds_nothing(base, garbage):
     for leaf, wanted in zip((z0, *zs), kept, strict=True):
         torch.testing.assert_close(leaf.grad[valid], wanted.grad * 4 / 6)
         assert not leaf.grad[~valid].any()
-    assert set(objective.banks) == ({"alasca", "elr"} if base == "elr" else {"alasca"})
+    assert set(objective.banks) == {base, aux} & {"alasca", "elr"}
     for name, bank in objective.banks.items():
         assert torch.equal(bank.rows[~valid], before[name][~valid])
         assert not torch.equal(bank.rows[valid], before[name][valid])
@@ -75,10 +84,10 @@ def test_an_invalid_sample_adds_nothing(base, garbage):
 
 
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("confidence", ["ema", "current"])
-def test_nothing_waits_for_the_device(base, confidence):
+@pytest.mark.parametrize("aux", AUXES)
+def test_nothing_waits_for_the_device(base, aux):
     # Meta tensors have no values: whatever asks for one (.item(), if tensor:, a boolean index) raises.
-    objective = composed(base, "meta", confidence)
+    objective = composed(base, aux, "meta")
     z0, *zs = (torch.zeros(BATCH, CLASSES, device="meta", requires_grad=True) for _ in range(1 + HEADS))
     y, places, valid = (value.to("meta") for value in (PLACES, PLACES, EVERY))
     losses = objective(z0, zs, y, places, valid, 3)
