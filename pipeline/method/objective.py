@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from pipeline.method.bank import SampleBank
+from pipeline.method.evidence import Evidence
 from pipeline.method.lipschitz import Penalty
 from pipeline.method.losses import base_loss
-from pipeline.method.outputs import BaseLoss, HeadLoss, Outputs
+from pipeline.method.outputs import BaseLoss, HeadLoss, Outputs, Share
 from shards.errors import InputError
 
 
@@ -21,11 +22,13 @@ class Losses:
     `total` (0-dim, float32) is to be backpropagated: all weighted parts, summed over the valid samples and divided by
     the NOMINAL size B. `parts` are detached 0-dim SUMS over the valid samples, before any weight: "loss/base"; with
     auxiliary heads also "loss/aux" (summed over them), and "confidence" where their loss trusts labels more or less;
-    with a penalty also "loss/penalty". Divided by the number of valid samples they are the means to log.
+    with a penalty also "loss/penalty". Divided by the number of valid samples they are the means to log. `shares` are
+    of other numbers of samples: see `Evidence`.
     """
 
     total: torch.Tensor
     parts: dict[str, torch.Tensor]
+    shares: dict[str, Share] = field(default_factory=dict)
 
 
 class Objective:
@@ -41,6 +44,7 @@ class Objective:
         penalty: penalty on the network.
         penalty_weight: its factor.
         banks: per-sample state that these losses keep, by name: saved, restored and taken back here.
+        evidence: what to say of labels whose truth is known, if any is.
 
     Raises:
         InputError: a weight of the penalty below 0.
@@ -53,6 +57,7 @@ class Objective:
         penalty: Penalty | None = None,
         penalty_weight: float = 0.0,
         banks: Mapping[str, SampleBank] | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
         if not 0.0 <= penalty_weight < math.inf:
             raise InputError(f"penalty_weight = {penalty_weight} in [method]: must be 0 or more, and finite")
@@ -61,6 +66,7 @@ class Objective:
         self.penalty = penalty
         self.penalty_weight = penalty_weight
         self.banks = dict(banks or {})
+        self.evidence = evidence
 
     def __call__(
         self,
@@ -93,20 +99,22 @@ class Objective:
             raise InputError('heads in [model]: no method.aux trains them; set heads = "none", or aux = "alasca"')
         outputs = Outputs.of(main, aux, target, positions, valid, epoch)
         base = outputs.sum(self.base(outputs))
-        total, parts = base, {"loss/base": base.detach()}
+        total, parts, confidence = base, {"loss/base": base.detach()}, None
         if self.aux is not None:
             heads = self.aux(outputs)
             regulariser = outputs.sum(heads.losses)
             total = total + self.aux.aux_weight * regulariser
             parts["loss/aux"] = regulariser.detach()
-            if heads.confidence is not None:
-                parts["confidence"] = outputs.sum(heads.confidence)
+            confidence = heads.confidence
+            if confidence is not None:
+                parts["confidence"] = outputs.sum(confidence)
         if self.penalty is not None:
             each = self.penalty(outputs.main, outputs.target, positions, valid, epoch)
             penalty = outputs.sum(each).float()
             total = total + self.penalty_weight * penalty
             parts["loss/penalty"] = penalty.detach()
-        return Losses(total / main.shape[0], parts)
+        shares = {} if self.evidence is None else self.evidence(outputs, confidence)
+        return Losses(total / main.shape[0], parts, shares)
 
     def settle(self, skipped: torch.Tensor) -> None:
         """End a step; where `skipped` (0-dim bool, on the device) is True, the banks become what they were before."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 
@@ -43,6 +43,13 @@ class Outputs:
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum, 0-dim, of the valid samples' values [B]."""
         return torch.where(self.valid, values, 0.0).sum()
+
+
+class Share(NamedTuple):
+    """A part of something, 0-dim sums of both: what they are of all micro-batches and ranks is divided at the end."""
+
+    part: torch.Tensor
+    whole: torch.Tensor
 
 
 # The loss of the main head, [B] float32. What is not valid may have any finite value.

@@ -15,6 +15,7 @@ from pipeline.data.selection import Selection
 from pipeline.method.alasca import Alasca
 from pipeline.method.bank import SampleBank
 from pipeline.method.elr import EarlyLearning
+from pipeline.method.evidence import Evidence
 from pipeline.method.forward import ForwardCorrection
 from pipeline.method.lipschitz import HiddenGradients, InputJacobian, Penalty, class_weights
 from pipeline.method.losses import base_loss
@@ -37,7 +38,8 @@ def compose(
     base = _base(config, banks, noise_matrix(config, manifest, selection), world)
     aux = _aux(config, banks)
     penalty = _penalty(config, manifest, selection, module)
-    return Objective(base, aux, penalty, method.weight_of_penalty, banks)
+    evidence = _evidence(manifest, selection, plan, world)
+    return Objective(base, aux, penalty, method.weight_of_penalty, banks, evidence)
 
 
 def read_class_errors(paths: Sequence[str], manifest: Manifest) -> list[float]:
@@ -93,6 +95,15 @@ def _bank(config: Config, manifest: Manifest, plan: Plan, world: World) -> Sampl
     start, stop = plan.home(world.rank, world.size)
     device = world.device if config.engine.bank_device == "auto" else torch.device("cpu")
     return SampleBank(start, stop, manifest.num_classes, getattr(torch, config.engine.bank_dtype), device)
+
+
+def _evidence(manifest: Manifest, selection: Selection, plan: Plan, world: World) -> Evidence | None:
+    """None, on all ranks, where no sample in use has a known true label."""
+    clean = manifest.clean_labels[selection.ids]
+    if not (clean >= 0).any():
+        return None
+    start, stop = plan.home(world.rank, world.size)
+    return Evidence(torch.from_numpy(clean[start:stop].astype(np.int32)).to(world.device), start)
 
 
 def _penalty(config: Config, manifest: Manifest, selection: Selection, module: nn.Module) -> Penalty | None:
