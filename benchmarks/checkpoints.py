@@ -61,7 +61,7 @@ class Saving:
             self.saved,
             model=self.engine.module.state_dict(),
             optimizer=self.engine.optimizer.state_dict(),
-            own={"bank": {"start": 0, "stop": len(self.bank), "rows": self.bank}},
+            own={"alasca": {"start": 0, "stop": len(self.bank), "rows": self.bank}},
             home=(0, len(self.bank)),
             about={"selected": None},
         )

@@ -86,4 +86,4 @@ def _weights(model: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def _bank(checkpoint: Path) -> torch.Tensor:
     ranks = range(len(read_index(checkpoint)["homes"]))
-    return torch.cat([packed.read(checkpoint / own_name(rank), copy=True)["bank"]["rows"] for rank in ranks])
+    return torch.cat([packed.read(checkpoint / own_name(rank), copy=True)["alasca"]["rows"] for rank in ranks])

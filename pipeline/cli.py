@@ -146,7 +146,8 @@ def _add_eval(commands: Commands) -> None:
         "accuracy of a run's newest checkpoint on a dataset",
         _eval,
         "  alasca eval runs/demo/alasca-seed0 --data data/digits/test\n"
-        "  alasca eval runs/half --held-out --class-errors errors.json",
+        "  alasca eval runs/half --held-out --class-errors errors.json\n"
+        "  alasca eval runs/ce --data data/digits/train --noise-matrix noise.csv",
     )
     parser.add_argument("folder", metavar="RUN", help="folder of the run")
     which = parser.add_mutually_exclusive_group(required=True)
@@ -154,6 +155,20 @@ def _add_eval(commands: Commands) -> None:
     which.add_argument("--held-out", action="store_true", help="what data.subset left out of its own training data")
     parser.add_argument(
         "--class-errors", metavar="FILE", help="also write the error of each class, for method.har.class_errors"
+    )
+    parser.add_argument(
+        "--noise-matrix",
+        metavar="FILE",
+        help="also write an estimate of the label noise, for method.forward.matrix: of each class's anchor, the image"
+        " that is most surely of it (Patrini et al. 2017), what the run says of all classes",
+    )
+    parser.add_argument(
+        "--anchor-percentile",
+        type=float,
+        default=100.0,
+        metavar="P",
+        help="take the image at this percentile instead of the first, against outliers (the paper: 97 with up to 10"
+        " classes, else 100; %(default)g)",
     )
 
 
@@ -165,8 +180,11 @@ def _eval(args: argparse.Namespace) -> int:
     from pipeline.train.stored import StoredRun
 
     run = StoredRun(Path(args.folder))
-    if args.class_errors and not Path(args.class_errors).absolute().parent.is_dir():
-        raise InputError(f"--class-errors {args.class_errors}: no such folder")
+    for option, file in (("--class-errors", args.class_errors), ("--noise-matrix", args.noise_matrix)):
+        if file and not Path(file).absolute().parent.is_dir():
+            raise InputError(f"{option} {file}: no such folder")
+    if not 0 < args.anchor_percentile <= 100:
+        raise InputError(f"--anchor-percentile {args.anchor_percentile:g}: must be above 0 and at most 100")
     part, cache = None, run.config.data.fetched
     if args.held_out:
         manifest, part = run.held_out()
@@ -175,10 +193,14 @@ def _eval(args: argparse.Namespace) -> int:
     world = dist.start(run.config.dist.timeout)
     figures = run.evaluate(manifest, world, part)
     errors = run.class_errors(manifest, world, part) if args.class_errors else {}
+    noise = run.noise_matrix(manifest, world, part, args.anchor_percentile) if args.noise_matrix else None
     dist.stop()
     if world.rank == 0:
         if args.class_errors:
             Path(args.class_errors).write_text(json.dumps(errors, indent=1) + "\n", encoding="utf-8")
+        if noise is not None:
+            text = "".join(",".join(f"{share:.9g}" for share in row) + "\n" for row in noise)
+            Path(args.noise_matrix).write_text(text, encoding="utf-8")
         width = max(len(name) for name in figures)
         for name, value in figures.items():
             print(f"{name:<{width}}  {f'{value:.2%}' if '/top' in name else f'{value:g}'}")

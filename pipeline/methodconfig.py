@@ -17,6 +17,27 @@ class Alasca(Section):
     confidence: Literal["ema", "current"] = "ema"
 
 
+class DeepSupervision(Section):
+    """Lee et al. 2015, with the weight of Szegedy et al. 2015."""
+
+    aux_weight: NonNegative = 0.3
+
+
+class SmoothedSupervision(Section):
+    """ALASCA with the same smoothing for all samples: its weight, epsilon of Szegedy et al. 2016."""
+
+    aux_weight: NonNegative = 2.0
+    epsilon: Fraction = 0.1
+
+
+class SelfDistillation(Section):
+    """Zhang et al. 2019, defaults as released."""
+
+    aux_weight: NonNegative = 1.0
+    alpha: Fraction = 0.3
+    temperature: Annotated[float, Field(gt=0)] = 3.0
+
+
 class LabelSmoothing(Section):
     """Szegedy et al. 2016."""
 
@@ -34,6 +55,26 @@ class SymmetricCrossEntropy(Section):
 
     alpha: NonNegative = 1.0
     beta: NonNegative = 0.4
+
+
+class NormalizedAndReverse(Section):
+    """Ma et al. 2020, as for CIFAR-10; with 100 classes they take 10 and 0.1."""
+
+    alpha: NonNegative = 1.0
+    beta: NonNegative = 1.0
+
+
+class ForwardCorrection(Section):
+    """Patrini et al. 2017; `matrix` is a file of K rows, or "known": counted from the dataset's clean labels."""
+
+    matrix: str | None = None
+
+
+class EarlyLearning(Section):
+    """Liu et al. 2020, as for CIFAR-10; with 100 classes they take 0.9 and 7. `weight` is their lambda."""
+
+    beta: Annotated[float, Field(ge=0, lt=1)] = 0.7
+    weight: NonNegative = 3.0
 
 
 class HiddenGradients(Section):
@@ -60,14 +101,20 @@ _PENALTY_WEIGHTS = {"none": 0.0, "har": 0.1 / 128, "jacobian": 0.01}
 class Method(Section):
     """Base loss on the main head, regulariser on the auxiliary heads, Lipschitz penalty on the network."""
 
-    base: Literal["ce", "ls", "gce", "sce"] = "ce"
-    aux: Literal["none", "alasca"] = "alasca"
+    base: Literal["ce", "ls", "gce", "sce", "nce_rce", "forward", "elr"] = "ce"
+    aux: Literal["none", "alasca", "deep", "smoothing", "distillation"] = "alasca"
     penalty: Literal["none", "har", "jacobian"] = "none"
     penalty_weight: NonNegative | None = None  # of the penalty's paper, unless given
     alasca: Alasca = Alasca()
+    deep: DeepSupervision = DeepSupervision()
+    smoothing: SmoothedSupervision = SmoothedSupervision()
+    distillation: SelfDistillation = SelfDistillation()
     ls: LabelSmoothing = LabelSmoothing()
     gce: GeneralizedCrossEntropy = GeneralizedCrossEntropy()
     sce: SymmetricCrossEntropy = SymmetricCrossEntropy()
+    nce_rce: NormalizedAndReverse = NormalizedAndReverse()
+    forward: ForwardCorrection = ForwardCorrection()
+    elr: EarlyLearning = EarlyLearning()
     har: HiddenGradients = HiddenGradients()
     jacobian: InputJacobian = InputJacobian()
 
@@ -77,10 +124,22 @@ class Method(Section):
             raise ValueError("penalty_weight needs penalty = 'har' or 'jacobian'")
         return self
 
+    @model_validator(mode="after")
+    def _correction_needs_a_matrix(self) -> Self:
+        if self.base == "forward" and self.forward.matrix is None:
+            raise ValueError("base = 'forward' needs forward.matrix: a file of K rows of K numbers, or 'known'")
+        return self
+
     @property
     def weight_of_penalty(self) -> float:
         """Factor on the penalty's mean over the micro-batch."""
         return _PENALTY_WEIGHTS[self.penalty] if self.penalty_weight is None else self.penalty_weight
+
+    @property
+    def banks(self) -> tuple[str, ...]:
+        """What the method keeps per sample, by name; each is K numbers."""
+        kept = {"alasca": self.aux == "alasca" and self.alasca.confidence == "ema", "elr": self.base == "elr"}
+        return tuple(name for name, keeps in kept.items() if keeps)
 
     @property
     def base_options(self) -> dict[str, float]:

@@ -76,7 +76,7 @@ def parse(text: str) -> Noise:
     if kind == "matrix":
         if not amount:
             raise InputError(f"noise {text!r}: no file; write its name, as in '{_example(kind)}'")
-        return Noise(kind, matrix=read_matrix(amount))
+        return Noise(kind, matrix=read_matrix(amount, f"noise '{text}'"))
     try:
         rate = float(amount)
     except ValueError:

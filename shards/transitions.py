@@ -148,12 +148,11 @@ class Matrix:
         return whole
 
 
-def read_matrix(path: str) -> Matrix:
-    """Read K lines of K numbers separated by commas, or the same as a JSON list of lists.
+def read_matrix(path: str, where: str) -> Matrix:
+    """Read K lines of K numbers separated by commas, or the same as a JSON list of lists; `where` names it in messages.
 
     Raises InputError, naming the row, where it is no square matrix of shares with rows that sum to 1 within 1e-3.
     """
-    where = f"noise 'matrix:{path}'"
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from pipeline.method.bank import SampleBank
 from pipeline.method.losses import log_probability
+from pipeline.method.outputs import HeadLosses, Outputs
 from shards.errors import InputError
+
+CONFIDENCES = ("ema", "current")
 
 
 def smoothed_cross_entropy(logits: torch.Tensor, target: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
@@ -78,6 +82,50 @@ class AdaptiveSmoothing:
         alpha = log_probability(ema_logits.detach().float() / self.temperature, target).exp()
         ramp = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs > 0 else 1.0
         return ramp * alpha + (1.0 - ramp)
+
+
+class Alasca:
+    """Cross entropy of each auxiliary head with smoothed targets; the defaults are the released ones (docs/method.md).
+
+    Args:
+        aux_weight: lambda, on EACH head.
+        momentum, temperature, warmup_epochs: see `AdaptiveSmoothing`; the defaults are those for CIFAR and WebVision.
+        confidence: "ema" (of the moving average of the main logits) or "current" (of the logits at hand, without
+            momentum and temperature: the Clothing1M variant).
+        bank: of K columns, for the moving average; given if and only if confidence is "ema".
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        aux_weight: float = 2.0,
+        momentum: float = 0.7,
+        temperature: float = 0.333,
+        warmup_epochs: float = 30,
+        confidence: str = "ema",
+        bank: SampleBank | None = None,
+    ) -> None:
+        if confidence not in CONFIDENCES:
+            raise InputError(f'confidence = "{confidence}" in [method.alasca]: choose "ema" or "current"')
+        if not aux_weight >= 0.0:
+            raise InputError(f"aux_weight = {aux_weight} in [method.alasca]: must be 0 or more (default 2.0)")
+        if confidence == "ema":
+            self.smoothing = AdaptiveSmoothing(momentum, temperature, warmup_epochs)
+        else:
+            self.smoothing = AdaptiveSmoothing.current(warmup_epochs)
+        assert (bank is not None) == (confidence == "ema"), "a bank if and only if there is an average"
+        self.aux_weight, self._bank = aux_weight, bank
+
+    def __call__(self, outputs: Outputs) -> HeadLosses:
+        """Return the losses of the heads, after one observation of each valid sample has moved its average on."""
+        logits = outputs.main.detach()
+        if self._bank is not None:
+            logits = self._bank.update(outputs.positions, logits, self.smoothing.momentum, outputs.valid)
+        confidence = self.smoothing.confidence(logits, outputs.target, outputs.epoch)
+        each = [smoothed_cross_entropy(head, outputs.target, confidence) for head in outputs.aux]
+        return HeadLosses(torch.stack(each).sum(dim=0), confidence)
 
 
 def averaged_prediction(main: torch.Tensor, aux: Sequence[torch.Tensor]) -> torch.Tensor:

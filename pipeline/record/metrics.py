@@ -2,12 +2,14 @@
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
 
+_OF = " of"  # ends the name of what a share is divided by
 _TIME_FIELDS = frozenset({"time", "seconds", "train_seconds", "images_per_s", "data_wait", "memory_gb"})
 
 
@@ -26,10 +28,23 @@ class Window:
         self._waited = 0.0
         self._opened = time.perf_counter()
 
-    def add(self, images: int, sums: dict[str, torch.Tensor]) -> None:
-        """Add one micro-batch: its nominal size, and 0-dim sums over its valid samples, among them their number."""
+    def add(
+        self,
+        images: int,
+        sums: Mapping[str, torch.Tensor],
+        shares: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> None:
+        """Add one micro-batch, with the same names on every rank, all 0-dim.
+
+        Args:
+            images: its nominal size.
+            sums: over its valid samples, among them their number, "valid".
+            shares: sums over some of these, each with what it is to be divided by.
+        """
         self._images += images
-        for name, value in sums.items():
+        parts = {name: part for name, (part, _) in (shares or {}).items()}
+        wholes = {name + _OF: whole for name, (_, whole) in (shares or {}).items()}
+        for name, value in {**sums, **parts, **wholes}.items():
             value = value.detach().double()
             self._step[name] = self._step[name] + value if name in self._step else value
 
@@ -45,7 +60,10 @@ class Window:
         self._waited += seconds
 
     def close(self) -> dict[str, float]:
-        """Means over the valid samples of all ranks (NaN if there are none), and rates; by all ranks together."""
+        """Means over the valid samples of all ranks, or over those of a share, and rates; by all ranks together.
+
+        A mean over no sample is NaN.
+        """
         assert not self._step, "settle first"
         names = sorted(self._sums)
         # The copy waits for the device, so the clock is read after it.
@@ -55,8 +73,9 @@ class Window:
         torch.distributed.all_reduce(total)
         *sums, images, waited, seconds, ranks = total.tolist()
         figures = dict(zip(names, sums, strict=True))
+        wholes = {name: figures.pop(name + _OF, figures["valid"]) for name in names if not name.endswith(_OF)}
         valid = figures.pop("valid")
-        return {name: value / valid if valid else math.nan for name, value in figures.items()} | {
+        return {name: value / wholes[name] if wholes[name] else math.nan for name, value in figures.items()} | {
             "images": images,
             "valid": valid,
             "seconds": seconds / ranks,

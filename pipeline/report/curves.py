@@ -1,5 +1,7 @@
 """Curves of a comparison as HTML figures: every pair over epochs and over training time, under one legend."""
 
+from collections.abc import Callable
+from functools import partial
 from html import escape
 from statistics import fmean
 from typing import NamedTuple
@@ -19,6 +21,29 @@ class _Dot(NamedTuple):
 
 
 _Lines = list[list[_Dot]]
+
+
+class _Panel(NamedTuple):
+    """A chart over epochs; `line` is what a run has to show in it."""
+
+    caption: str
+    title: str
+    y_label: str
+    line: Callable[[Run], list[_Dot]]
+
+
+# What `pipeline.method.evidence` records, as it is called on the page.
+_EVIDENCE = {
+    "given_top1": "Accuracy by the given labels",
+    "true_top1": "Accuracy by the true labels",
+    "memorised": "Wrong labels that the network predicts",
+    "precision": "Treated as clean: of these, right",
+    "recall": "Right labels: of these, treated as clean",
+    "probability_right": "Probability given to right labels",
+    "probability_wrong": "Probability given to wrong labels",
+    "confidence_right": "Confidence in right labels",
+    "confidence_wrong": "Confidence in wrong labels",
+}
 
 
 def accuracy_figures(results: Results) -> str:
@@ -45,27 +70,49 @@ def loss_figures(results: Results) -> str:
 
 
 def norm_figures(results: Results) -> str:
-    """Norms of Jacobians over epochs, input first; methods whose runs have none are not in it, "" if no run has any."""
+    """Norms of Jacobians, input first; see `_over_epochs`."""
     runs = [run for method in results.methods for run in method.runs]
     names = sorted({name for run in runs for norms in run.norms for name in norms.values}, key=_depth)
+    panels = []
+    for name in names:
+        caption = "To the input" if name == "input" else f"To the output of stage {name.removeprefix('hidden/stage')}"
+        title = f"Jacobian {caption[0].lower() + caption[1:]}"
+        panels.append(_Panel(caption, title, "norm", partial(_norms, name=name)))
+    return _over_epochs(results, panels, may_be_log=True)
+
+
+def evidence_figures(results: Results) -> str:
+    """What became of wrong labels, in percent; see `_over_epochs`."""
+    panels = [_Panel(text, text, "%", partial(_evidence, name=name)) for name, text in _EVIDENCE.items()]
+    return _over_epochs(results, panels)
+
+
+def _over_epochs(results: Results, panels: list[_Panel], *, may_be_log: bool = False) -> str:
+    """Charts under one legend; methods whose runs have nothing to show are not in it, "" if there is no such run."""
     figures: list[str] = []
     shown: dict[str, _Lines] = {}
-    for name in names:
-        lines = {m.name: [own for run in m.runs if (own := _norms(run, name))] for m in results.methods}
+    for panel in panels:
+        lines = {m.name: [own for run in m.runs if (own := panel.line(run))] for m in results.methods}
         present = {method: own for method, own in lines.items() if own}
+        if not present:
+            continue
         shown |= present
         values = [d.value for own in present.values() for line in own for d in line if d.value is not None and d.value]
         # On a linear axis one method that is ten times steeper would press the others to the bottom.
-        log = bool(values) and max(values) > 5 * min(values)
-        curves = _curves(results, present, "epoch", 1)
-        caption = "to the input" if name == "input" else f"to the output of stage {name.removeprefix('hidden/stage')}"
-        drawn = chart(f"Jacobian {caption}", "epoch", f"norm{' (log scale)' if log else ''}", curves, log=log)
-        figures.append(f"<figure><figcaption>{escape(caption[0].upper() + caption[1:])}</figcaption>{drawn}</figure>")
+        log = may_be_log and bool(values) and max(values) > 5 * min(values)
+        y_label = panel.y_label + (" (log scale)" if log else "")
+        drawn = chart(panel.title, "epoch", y_label, _curves(results, present, "epoch", 1), log=log)
+        figures.append(f"<figure><figcaption>{escape(panel.caption)}</figcaption>{drawn}</figure>")
     return _legend(results, shown, None) + f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
 def _norms(run: Run, name: str) -> list[_Dot]:
     return [_Dot(n.step, n.epoch, 0.0, n.values[name]) for n in run.norms if name in n.values]
+
+
+def _evidence(run: Run, name: str) -> list[_Dot]:
+    values = [(e, e.values[name]) for e in run.evidence if name in e.values]
+    return [_Dot(e.step, e.epoch, 0.0, None if value is None else 100 * value) for e, value in values]
 
 
 def _depth(name: str) -> tuple[bool, str]:

@@ -16,6 +16,7 @@ HEADS = ("main", "averaged")
 
 _OWN = {"run.name", "run.seed", "run.dir", "run.resume"}
 _CURVE_POINTS = 300
+_EVIDENCE = "evidence/"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,18 @@ class Norms:
     step: int
     epoch: float
     images: float
+    values: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Shares (0 to 1) of a stretch that ends at `step`, on labels whose truth is known; None: of no sample.
+
+    `values` are by name, those of `pipeline.method.evidence` and "given_top1", the accuracy by the given labels.
+    """
+
+    step: int
+    epoch: float
     values: dict[str, float | None]
 
 
@@ -86,6 +99,7 @@ class Run:
     evaluations: list[Evaluation]
     losses: list[Loss]
     norms: list[Norms]
+    evidence: list[Evidence]
     config: dict[str, str]
 
 
@@ -127,6 +141,7 @@ def read(folder: Path, *, target: float | None = None, select_by: str | None = N
         evaluations=evaluations,
         losses=_thinned(losses),
         norms=_norms(records),
+        evidence=_evidence(records),
         config={key: str(value) for key, value in _flat("", public(tables)).items() if key not in _OWN},
     )
 
@@ -173,6 +188,22 @@ def _norms(records: list[dict[str, Any]]) -> list[Norms]:
                 finite = [r[name] ** 2 for r in group if r[name] is not None]
                 values[name] = math.sqrt(fmean(finite)) if len(finite) == len(group) else None
         thin.append(Norms(last["step"], last["epoch"], last["images"], values))
+    return thin
+
+
+def _evidence(records: list[dict[str, Any]]) -> list[Evidence]:
+    """Means over equal numbers of neighbouring windows, as in `_thinned`, of those that had such samples."""
+    found = [r for r in records if r["kind"] == "train" and any(name.startswith(_EVIDENCE) for name in r)]
+    size = math.ceil(len(found) / _CURVE_POINTS) or 1
+    thin = []
+    for first in range(0, len(found), size):
+        group = found[first : first + size]
+        values = {}
+        for name in ("top1", *(name for name in group[-1] if name.startswith(_EVIDENCE))):
+            known = [r[name] for r in group if r[name] is not None]
+            own = "given_top1" if name == "top1" else name.removeprefix(_EVIDENCE)
+            values[own] = fmean(known) if known else None
+        thin.append(Evidence(group[-1]["step"], group[-1]["epoch"], values))
     return thin
 
 

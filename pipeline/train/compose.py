@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,21 @@ from torch import nn
 from pipeline.config import Config
 from pipeline.data.plan import Plan
 from pipeline.data.selection import Selection
+from pipeline.method.alasca import Alasca
 from pipeline.method.bank import SampleBank
+from pipeline.method.elr import EarlyLearning
+from pipeline.method.evidence import Evidence
+from pipeline.method.forward import ForwardCorrection
 from pipeline.method.lipschitz import HiddenGradients, InputJacobian, Penalty, class_weights
-from pipeline.method.objective import Alasca, Objective
+from pipeline.method.losses import base_loss
+from pipeline.method.objective import Objective
+from pipeline.method.outputs import BaseLoss, HeadLoss
+from pipeline.method.supervision import SelfDistillation, Supervision
 from pipeline.train.dist import World
+from pipeline.train.noisematrix import noise_matrix
 from shards.errors import InputError
 from shards.manifest import Manifest
+from shards.transitions import Matrix
 
 
 def compose(
@@ -25,12 +34,12 @@ def compose(
 ) -> Objective:
     """Build what a step minimises; per-sample state covers this rank's home alone."""
     method = config.method
-    aux = None
-    if method.aux == "alasca":
-        aux = Alasca(**(method.alasca.model_dump() | {"warmup_epochs": config.alasca_warmup_epochs}))
-    bank = _bank(config, manifest, plan, world) if aux is not None and aux.needs_bank else None
+    banks = {name: _bank(config, manifest, plan, world) for name in method.banks}
+    base = _base(config, banks, noise_matrix(config, manifest, selection), world)
+    aux = _aux(config, banks)
     penalty = _penalty(config, manifest, selection, module)
-    return Objective(method.base, method.base_options, aux, bank, penalty, method.weight_of_penalty)
+    evidence = _evidence(manifest, selection, plan, world)
+    return Objective(base, aux, penalty, method.weight_of_penalty, banks, evidence)
 
 
 def read_class_errors(paths: Sequence[str], manifest: Manifest) -> list[float]:
@@ -63,10 +72,38 @@ def _class_errors(path: str, manifest: Manifest) -> list[float]:
     return [math.nan if errors[name] is None else float(errors[name]) for name in manifest.classes]
 
 
+def _base(config: Config, banks: Mapping[str, SampleBank], matrix: Matrix | None, world: World) -> BaseLoss:
+    method = config.method
+    if matrix is not None:
+        return ForwardCorrection(torch.from_numpy(matrix.values).to(world.device))
+    if method.base == "elr":
+        return EarlyLearning(banks["elr"], **method.elr.model_dump())
+    return base_loss(method.base, method.base_options)
+
+
+def _aux(config: Config, banks: Mapping[str, SampleBank]) -> HeadLoss | None:
+    method = config.method
+    if method.aux == "none":
+        return None
+    options = getattr(method, method.aux).model_dump()
+    if method.aux == "alasca":
+        return Alasca(**options | {"warmup_epochs": config.alasca_warmup_epochs}, bank=banks.get("alasca"))
+    return SelfDistillation(**options) if method.aux == "distillation" else Supervision(**options)
+
+
 def _bank(config: Config, manifest: Manifest, plan: Plan, world: World) -> SampleBank:
     start, stop = plan.home(world.rank, world.size)
     device = world.device if config.engine.bank_device == "auto" else torch.device("cpu")
     return SampleBank(start, stop, manifest.num_classes, getattr(torch, config.engine.bank_dtype), device)
+
+
+def _evidence(manifest: Manifest, selection: Selection, plan: Plan, world: World) -> Evidence | None:
+    """None, on all ranks, where no sample in use has a known true label."""
+    clean = manifest.clean_labels[selection.ids]
+    if not (clean >= 0).any():
+        return None
+    start, stop = plan.home(world.rank, world.size)
+    return Evidence(torch.from_numpy(clean[start:stop].astype(np.int32)).to(world.device), start)
 
 
 def _penalty(config: Config, manifest: Manifest, selection: Selection, module: nn.Module) -> Penalty | None:

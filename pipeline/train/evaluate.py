@@ -92,14 +92,17 @@ class Answers:
         self._forward, self._config, self._world, self._bad = forward, config, world, bad
         self._part, self._progress, self._stop = part, progress or Progress(), stop
 
+    def __len__(self) -> int:
+        """Images of all ranks."""
+        return self.manifest.num_samples if self._part is None else len(self._part.ids)
+
     def __iter__(self) -> Iterator[tuple[Batch, torch.Tensor, list[torch.Tensor]]]:
         """Batches on this rank's device, with float32 logits of the main head and of the others."""
         data, device = self._config.data, self._world.device
         dataset = EvalBatches(
             self.manifest, self._part, crop=data.crop, augment=data.augment, max_pixels=data.max_pixels
         )
-        images = self.manifest.num_samples if self._part is None else len(self._part.ids)
-        keys = list(eval_keys(images, data.micro_batch * 2, self._world.rank, self._world.size))
+        keys = list(eval_keys(len(self), data.micro_batch * 2, self._world.rank, self._world.size))
         self._progress.start(sum(stop - start for start, stop in keys), "images")
         ahead = dataset.ahead(keys, data.workers, dist.neighbours())
         with closing(Feed(dataset, keys, data.workers, pin=device.type == "cuda", ahead=ahead)) as feed:

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.data.selection import Selection
 from pipeline.train.compose import read_class_errors
+from pipeline.train.noisematrix import noise_matrix
 from shards.errors import InputError
 from shards.manifest import Manifest
 
@@ -31,6 +32,8 @@ def identity(config: Config, manifest: Manifest, selection: Selection) -> dict[s
     tables = config.model_dump(mode="json")
     if config.method.har.class_errors is not None:  # what is in the file counts, not where it lies
         tables["method"]["har"]["class_errors"] = read_class_errors(config.method.har.class_errors, manifest)
+    if (matrix := noise_matrix(config, manifest, selection)) is not None:
+        tables["method"]["forward"]["matrix"] = matrix.sha256
     return (
         _learning(tables)
         | found

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 INDEX = "index.json"
-FORMAT = 2
+FORMAT = 3
 
 _BLANK = "0" * 64  # where the digest stands while it is computed
 

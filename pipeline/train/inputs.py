@@ -16,6 +16,7 @@ from pipeline.train.checkpoint import complete
 from pipeline.train.compose import read_class_errors
 from pipeline.train.dist import World
 from pipeline.train.evaluate import open_dataset, open_set
+from pipeline.train.noisematrix import noise_matrix
 from shards.errors import InputError
 from shards.manifest import INDEX, Manifest
 from shards.mix import Mix
@@ -40,7 +41,8 @@ class Inputs:
         Raises:
             InputError: a dataset that is missing, damaged, too small or of other classes; a subset or overlay that
                 does not fit; lanes that the processes cannot share; an unknown network or weights that do not fit; a
-                reference run or class errors that are not there; fetches that would be taken for a hang.
+                reference run, class errors or a noise matrix that are not there or do not fit; fetches that would be
+                taken for a hang.
         """
         data, cache = config.data, config.data.fetched
         manifest = open_dataset(data.train, "data.train", cache)
@@ -66,6 +68,7 @@ class Inputs:
             Reference(Path(config.track.reference))
         if config.method.har.class_errors is not None:
             read_class_errors(config.method.har.class_errors, manifest)
+        noise_matrix(config, manifest, selection)
         torch.manual_seed(config.run.seed)
         model = config.model
         # A run that goes on takes its weights from the checkpoint; the file it began with may be gone.

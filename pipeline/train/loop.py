@@ -238,6 +238,7 @@ class Training:
                 "top1": right.sum(),
                 **losses.parts,
             },
+            losses.shares,
         )
         self.bad["train"].add(host_batch.bad)
 

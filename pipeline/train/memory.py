@@ -48,7 +48,7 @@ def advice(config: Config, world: int, bank_bytes: int, error: str) -> str:
     Args:
         config: the run.
         world: processes.
-        bank_bytes: what the bank takes on the device.
+        bank_bytes: what the banks take on the device.
         error: torch's own words.
     """
     data = config.data
@@ -72,10 +72,9 @@ def advice(config: Config, world: int, bank_bytes: int, error: str) -> str:
 
 
 def _bank_bytes(config: Config, inputs: Inputs, world: World) -> int:
-    """Bytes of this rank's bank on the device."""
-    alasca = config.method.aux == "alasca" and config.method.alasca.confidence == "ema"
-    if not alasca or config.engine.bank_device == "cpu":
+    """Bytes of this rank's banks on the device."""
+    if config.engine.bank_device == "cpu":
         return 0
     start, stop = inputs.plan.home(world.rank, world.size)
     itemsize: int = getattr(torch, config.engine.bank_dtype).itemsize
-    return (stop - start) * inputs.manifest.num_classes * itemsize
+    return len(config.method.banks) * (stop - start) * inputs.manifest.num_classes * itemsize

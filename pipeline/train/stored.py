@@ -2,17 +2,20 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from pipeline import configfile
 from pipeline.data.loader import Part
 from pipeline.data.selection import select
 from pipeline.model import backbone
+from pipeline.train.anchors import anchors, probabilities
 from pipeline.train.bad import BadImages
 from pipeline.train.checkpoint import evaluated, newest, read_index
 from pipeline.train.dist import World
@@ -90,6 +93,26 @@ class StoredRun:
             InputError: too many images that do not decode.
         """
         return self._over(class_errors, manifest, world, part)
+
+    def noise_matrix(
+        self, manifest: Manifest, world: World, part: Part | None = None, percentile: float = 100.0
+    ) -> NDArray[np.float64]:
+        """Anchor-point estimate of the noise matrix, [K, K]: row i is what the network says of class i's anchor.
+
+        Patrini et al. 2017, section 4.1; the network was trained by plain cross-entropy on the noisy labels, and the
+        set holds images of the same kind, such as those it was trained on. Labels of the set are not looked at.
+
+        Raises:
+            InputError: the run was corrected already, so that it speaks of true classes; see also `anchors`.
+        """
+        if self.config.method.base == "forward":
+            raise InputError(
+                f"{self.config.run.name} was trained with method.base = 'forward', so it predicts true classes and not"
+                " labels: estimate the noise from a run with method.base = 'ce'"
+            )
+        found = self._over(partial(anchors, percentile=percentile), manifest, world, part)
+        ids, place = np.unique(found, return_inverse=True)  # one image may stand for several classes
+        return self._over(probabilities, manifest, world, Part(ids, manifest.labels))[place]
 
     def module(self, device: torch.device) -> backbone.Backbone:
         """The module of the newest checkpoint, the EMA if it has one, in evaluation mode on a device."""

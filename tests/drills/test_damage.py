@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     writer = Writer(tmp_path, world, "attempt", 20.0, lambda _: None, lambda *_: None)
     for step in (4, 8):
         weights = {"weight": torch.arange(6.0) + step}
-        files = {FILES[1]: (weights, None), FILES[2]: packed.flatten({"bank": {"rows": torch.ones(3, 2) * step}})}
+        files = {FILES[1]: (weights, None), FILES[2]: packed.flatten({"alasca": {"rows": torch.ones(3, 2) * step}})}
         writer.begin(step, files, lambda: None, (0, 3), {"classes": ["a", "b"]})
         writer.wait()
     return tmp_path

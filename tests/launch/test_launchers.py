@@ -84,7 +84,7 @@ def test_weights_and_statistics_agree_between_worlds(alone: Path, two: Path, fou
     banks = []
     for run, world in ((alone, 1), (two, 2), (four, 4)):
         files = [run / f"checkpoints/step-{ALIKE:09d}/rank-{rank:05d}.safetensors" for rank in range(world)]
-        rows = [packed.read(file)["bank"]["rows"] for file in files]
+        rows = [packed.read(file)["alasca"]["rows"] for file in files]
         banks.append(torch.cat(rows))
     assert banks[0].abs().sum() > 0
     for other in banks[1:]:

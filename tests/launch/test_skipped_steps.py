@@ -84,7 +84,7 @@ def test_what_one_rank_meets_no_rank_takes(photos: Manifest, tmp_path: Path) -> 
             state[f"momentum {i}"] = one["momentum_buffer"]
         for rank in (0, 1):
             own = packed.read(folder / f"rank-{rank:05d}.safetensors", copy=True)
-            state[f"bank {rank}"] = own["bank"]["rows"]
+            state[f"bank {rank}"] = own["alasca"]["rows"]
         assert read_index(folder)["nonfinite"] == (step == 3)
         return state
 

@@ -43,7 +43,7 @@ def ends_as(run: Path, straight: Path, *, saved_more: bool) -> None:
             else:
                 assert torch.equal(tensor, theirs[name]), name
     for rank in range(2):
-        banks = [packed.read(f / LAST / f"rank-{rank:05d}.safetensors")["bank"]["rows"] for f in (run, straight)]
+        banks = [packed.read(f / LAST / f"rank-{rank:05d}.safetensors")["alasca"]["rows"] for f in (run, straight)]
         assert torch.equal(*banks)
     assert not (run / "stopped").exists()
     lines = [[timeless(r) for r in read_metrics(f)] for f in (run, straight)]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from references import drawn, gradient, softmax
 from torch.nn import functional as F
 
 from pipeline.method.losses import (
@@ -10,46 +11,23 @@ from pipeline.method.losses import (
     cross_entropy,
     generalized_cross_entropy,
     label_smoothing,
+    normalized_and_reverse_cross_entropy,
     symmetric_cross_entropy,
 )
 from shards.errors import InputError
 
 
-def softmax(z):
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
-
-
-def one_hot(y, classes):
-    return np.eye(classes)[y]
-
-
 def reference(name, z, y):
-    p, t = softmax(z), one_hot(y, z.shape[1])
+    p, t = softmax(z), np.eye(z.shape[1])[y]
     p_y = (p * t).sum(axis=1)
-    if name == "ce":
-        return -np.log(p_y)
-    if name == "ls":
-        return -((0.9 * t + 0.1 / z.shape[1]) * np.log(p)).sum(axis=1)
-    if name == "gce":
-        return (1 - p_y**0.7) / 0.7
-    log_t = np.where(t > 0, 0.0, -4.0)
-    return -np.log(p_y) - 0.4 * (p * log_t).sum(axis=1)
-
-
-def drawn(classes, batch=12, scale=3.0, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.normal(0, scale, (batch, classes)), rng.integers(0, classes, batch)
-
-
-def gradient(name, z, y):
-    """Central differences of the float64 reference."""
-    out, h = np.zeros_like(z), 1e-6
-    for k in range(z.shape[1]):
-        step = np.zeros_like(z)
-        step[:, k] = h
-        out[:, k] = (reference(name, z + step, y) - reference(name, z - step, y)) / (2 * h)
-    return out
+    reverse = -(p * np.where(t > 0, 0.0, -4.0)).sum(axis=1)
+    return {
+        "ce": lambda: -np.log(p_y),
+        "ls": lambda: -((0.9 * t + 0.1 / z.shape[1]) * np.log(p)).sum(axis=1),
+        "gce": lambda: (1 - p_y**0.7) / 0.7,
+        "sce": lambda: -np.log(p_y) + 0.4 * reverse,
+        "nce_rce": lambda: (t * np.log(p)).sum(axis=1) / np.log(p).sum(axis=1) + reverse,
+    }[name]()
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])
@@ -62,24 +40,29 @@ def test_values(name, classes):
     np.testing.assert_allclose(loss.numpy(), reference(name, z, y), rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("classes", [2, 7])
+@pytest.mark.parametrize("classes", [2, 7, 1000])
 @pytest.mark.parametrize("name", BASE_LOSSES)
 def test_gradients(name, classes):
     z, y = drawn(classes)
     logits = torch.tensor(z, dtype=torch.float32, requires_grad=True)
     BASE_LOSSES[name](logits, torch.tensor(y)).sum().backward()
-    np.testing.assert_allclose(logits.grad.numpy(), gradient(name, z, y), rtol=1e-4, atol=2e-6)
+    wanted = gradient(lambda moved: reference(name, moved, y), z)
+    np.testing.assert_allclose(logits.grad.numpy(), wanted, rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", BASE_LOSSES)
 def test_bfloat16_logits_are_computed_in_float32(name):
     z, y = drawn(10)
-    half = torch.tensor(z, dtype=torch.bfloat16)
+    half = torch.tensor(z, dtype=torch.bfloat16, requires_grad=True)
     loss = BASE_LOSSES[name](half, torch.tensor(y))
     assert loss.dtype == torch.float32
     assert torch.equal(loss, BASE_LOSSES[name](half.float(), torch.tensor(y)))
     # bf16 keeps 8 bits: the logits, up to 10 here, are off by up to 0.03, the loss by twice that.
-    np.testing.assert_allclose(loss.numpy(), reference(name, z, y), atol=0.08)
+    np.testing.assert_allclose(loss.detach().numpy(), reference(name, z, y), atol=0.08)
+    loss.sum().backward()
+    # Of the logits as they were rounded, only the result is rounded: by half of 2^-8.
+    wanted = gradient(lambda moved: reference(name, moved, y), half.detach().double().numpy())
+    np.testing.assert_allclose(half.grad.float().numpy(), wanted, rtol=2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -104,6 +87,8 @@ def test_limits_at_a_certain_and_at_an_impossible_label():
     assert label_smoothing(z, y).tolist() == pytest.approx([1e3, 1.9e4])  # 0.05 and 0.95 of 2e4
     assert generalized_cross_entropy(z, y).tolist() == pytest.approx([0.0, 1 / 0.7])
     assert symmetric_cross_entropy(z, y).tolist() == pytest.approx([0.0, 2e4 + 0.4 * 4])
+    # All of the surprise is at the one other class, or at the label.
+    assert normalized_and_reverse_cross_entropy(z, y).tolist() == pytest.approx([0.0, 1 + 4])
 
 
 def test_label_smoothing_is_torchs():
@@ -129,6 +114,7 @@ def test_generalized_cross_entropy_between_its_limits():
         (label_smoothing, {"epsilon": -0.1}, "epsilon = -0.1"),
         (symmetric_cross_entropy, {"beta": -1.0}, "beta = -1.0"),
         (symmetric_cross_entropy, {"alpha": float("nan")}, "alpha = nan"),
+        (normalized_and_reverse_cross_entropy, {"beta": -0.5}, r"beta = -0.5 in \[method.nce_rce\]"),
     ],
 )
 def test_options_out_of_range(loss, options, word):

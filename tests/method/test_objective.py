@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.method.alasca import Alasca
 from pipeline.method.bank import SampleBank
-from pipeline.method.objective import Alasca, Objective
+from pipeline.method.losses import base_loss
+from pipeline.method.objective import Objective
 from shards.errors import InputError
 
 BATCH, CLASSES, HEADS = 6, 5, 3
@@ -25,8 +27,8 @@ def drawn(seed=0, dtype=torch.float32):
     return main, aux, rng.integers(0, CLASSES, BATCH), leaves[0], leaves[1:]
 
 
-def alasca(**settings):
-    return Objective(aux=Alasca(**settings), bank=SampleBank(0, BATCH, CLASSES))
+def alasca(base="ce", **settings):
+    return Objective(base_loss(base), Alasca(**settings, bank=SampleBank(0, BATCH, CLASSES)))
 
 
 EVERY = torch.ones(BATCH, dtype=torch.bool)
@@ -62,8 +64,7 @@ def expected(main, aux, y, average, share, valid, base="ce"):
 @pytest.mark.parametrize(("epoch", "share"), [(0, 0.0), (6, 0.2), (30, 1.0), (77, 1.0)])
 def test_total_parts_and_gradients(base, epoch, share):
     main, aux, y, z0, zs = drawn()
-    objective = Objective(base=base, aux=Alasca(), bank=SampleBank(0, BATCH, CLASSES))
-    losses = objective(z0, zs, torch.tensor(y), PLACES, EVERY, epoch)
+    losses = alasca(base)(z0, zs, torch.tensor(y), PLACES, EVERY, epoch)
     total, base_sum, aux_sum, confidence, gradients = expected(main, aux, y, 0.3 * main, share, EVERY, base)
     assert losses.total.item() == pytest.approx(total, rel=1e-5)
     assert losses.total.dim() == 0
@@ -100,49 +101,12 @@ def test_without_aux_only_the_base_loss_remains():
 
 def test_weight_and_options_are_used():
     main, _, y, z0, zs = drawn()
-    losses = Objective("gce", {"q": 0.5}, Alasca(aux_weight=0.25), SampleBank(0, BATCH, CLASSES))(
-        z0, zs, torch.tensor(y), PLACES, EVERY, 0
-    )
+    aux = Alasca(aux_weight=0.25, bank=SampleBank(0, BATCH, CLASSES))
+    losses = Objective(base_loss("gce", {"q": 0.5}), aux)(z0, zs, torch.tensor(y), PLACES, EVERY, 0)
     own = softmax(main)[np.arange(BATCH), y]
     base_sum = ((1 - own**0.5) / 0.5).sum()
     assert losses.parts["loss/base"].item() == pytest.approx(base_sum, rel=1e-5)
     assert losses.total.item() == pytest.approx((base_sum + 0.25 * losses.parts["loss/aux"].item()) / BATCH, rel=1e-5)
-
-
-@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 7.0])
-@pytest.mark.parametrize("base", ["ce", "ls", "gce", "sce"])
-def test_an_invalid_sample_adds_nothing(base, garbage):
-    _, _, y, z0, zs = drawn()
-    valid = torch.tensor([True, True, False, True, False, True])
-    bank = SampleBank(0, BATCH, CLASSES)
-    bank.update(PLACES, torch.ones(BATCH, CLASSES), 0.5)
-    before = bank.rows.clone()
-    with torch.no_grad():
-        for leaf in (z0, *zs):
-            leaf[~valid] = garbage
-    target = torch.tensor(y)
-    target[~valid] = -1
-    objective = Objective(base=base, aux=Alasca(warmup_epochs=0), bank=bank)
-    losses = objective(z0, zs, target, PLACES, valid, 0)
-    losses.total.backward()
-
-    # The valid samples alone, in a batch of their own.
-    kept_bank = SampleBank(0, BATCH, CLASSES)
-    kept_bank.update(PLACES, torch.ones(BATCH, CLASSES), 0.5)
-    kept = [leaf.detach()[valid].requires_grad_(True) for leaf in (z0, *zs)]
-    alone = Objective(base=base, aux=Alasca(warmup_epochs=0), bank=kept_bank)(
-        kept[0], kept[1:], target[valid], PLACES[valid], torch.ones(4, dtype=torch.bool), 0
-    )
-    alone.total.backward()
-    # Divided by the nominal 6, not by the 4 that count.
-    torch.testing.assert_close(losses.total, alone.total * 4 / 6)
-    for name in losses.parts:
-        torch.testing.assert_close(losses.parts[name], alone.parts[name])
-    for leaf, wanted in zip((z0, *zs), kept, strict=True):
-        torch.testing.assert_close(leaf.grad[valid], wanted.grad * 4 / 6)
-        assert not leaf.grad[~valid].any()
-    assert torch.equal(bank.rows[~valid], before[~valid])
-    assert torch.equal(bank.rows, kept_bank.rows)
 
 
 def test_no_valid_sample_at_all():
@@ -195,9 +159,7 @@ def test_a_penalty_is_weighed_and_summed_over_valid_samples():
 
 def test_the_clothing1m_variant_needs_no_bank():
     main, aux, y, z0, zs = drawn()
-    settings = Alasca(confidence="current", warmup_epochs=3)
-    assert not settings.needs_bank
-    objective = Objective(aux=settings)
+    objective = Objective(aux=Alasca(confidence="current", warmup_epochs=3))
     losses = objective(z0, zs, torch.tensor(y), PLACES, EVERY, 3)
     # alpha = softmax(z0)[y]: the reference divides by 0.333, so undo that.
     total, _, _, confidence, gradients = expected(main, aux, y, 0.333 * main, 1.0, EVERY)
@@ -217,38 +179,9 @@ def test_bfloat16_logits():
     assert z0.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("base", ["ce", "ls", "gce", "sce"])
-@pytest.mark.parametrize("confidence", ["ema", "current"])
-def test_nothing_waits_for_the_device(base, confidence):
-    # Meta tensors have no values: whatever asks for one (.item(), if tensor:, a boolean index) raises.
-    settings = Alasca(confidence=confidence)
-    bank = SampleBank(0, BATCH, CLASSES, device="meta") if settings.needs_bank else None
-    z0, *zs = (torch.zeros(BATCH, CLASSES, device="meta", requires_grad=True) for _ in range(1 + HEADS))
-    y, places, valid = (value.to("meta") for value in (PLACES, PLACES, EVERY))
-    losses = Objective(base, aux=settings, bank=bank)(z0, zs, y, places, valid, 3)
-    losses.total.backward()
-    assert z0.grad.shape == (BATCH, CLASSES)
-
-
-def test_state_round_trip():
-    objective, (_, _, y, z0, zs) = alasca(), drawn()
-    objective(z0, zs, torch.tensor(y), PLACES, EVERY, 5)
-    other = alasca()
-    other.load_state_dict(objective.state_dict())
-    again = [o(z0, zs, torch.tensor(y), PLACES, EVERY, 40).total.item() for o in (objective, other)]
-    assert again[0] == again[1]
-    plain = Objective()
-    assert plain.state_dict() == {}
-    plain.load_state_dict({})
-    with pytest.raises(ValueError, match="bank"):
-        plain.load_state_dict(objective.state_dict())
-    with pytest.raises(ValueError, match="nothing"):
-        objective.load_state_dict({})
-
-
 def test_heads_and_aux_go_together():
     _, _, y, z0, zs = drawn()
-    with pytest.raises(InputError, match='"alasca" needs heads'):
+    with pytest.raises(InputError, match="method.aux needs heads"):
         alasca()(z0, [], torch.tensor(y), PLACES, EVERY, 0)
     with pytest.raises(InputError, match="trains them"):
         Objective()(z0, zs, torch.tensor(y), PLACES, EVERY, 0)
@@ -257,11 +190,11 @@ def test_heads_and_aux_go_together():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Objective("gec"), ['base = "gec"', 'did you mean "gce"?']),
-        (lambda: Objective("gce", {"quantile": 1.0}), ["quantile in [method.gce]", "known: q"]),
-        (lambda: Objective("sce", {"alpa": 1.0}), ['did you mean "alpha"?']),
-        (lambda: Objective("ce", {"q": 1.0}), ["it has no options"]),
-        (lambda: Objective("gce", {"q": 2.0}), ["q = 2.0"]),
+        (lambda: base_loss("gec"), ['base = "gec"', 'did you mean "gce"?']),
+        (lambda: base_loss("gce", {"quantile": 1.0}), ["quantile in [method.gce]", "known: q"]),
+        (lambda: base_loss("sce", {"alpa": 1.0}), ['did you mean "alpha"?']),
+        (lambda: base_loss("ce", {"q": 1.0}), ["it has no options"]),
+        (lambda: base_loss("gce", {"q": 2.0}), ["q = 2.0"]),
         (lambda: Alasca(confidence="emma"), ['confidence = "emma"']),
         (lambda: Alasca(aux_weight=-1.0), ["aux_weight = -1.0"]),
         (lambda: Alasca(momentum=2.0), ["momentum = 2.0"]),

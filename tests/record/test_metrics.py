@@ -42,6 +42,21 @@ def test_a_skipped_step_counts_nowhere_but_in_the_rates(world: World) -> None:
     assert figures["loss"] == (6.0 + 2.0 + 10.0 + 2.0) / 16
 
 
+def test_a_share_is_of_its_own_number_of_samples(world: World) -> None:
+    window = Window()
+    for part, whole, skipped in ((1, 4, COUNTS), (9, 9, SKIPPED), (2, 2, COUNTS)):
+        for loss in (1.0, 2.0):
+            sums = {"valid": torch.tensor(8), "loss": torch.tensor(8 * loss)}
+            none = torch.tensor(0)
+            window.add(8, sums, {"a/b": (torch.tensor(part), torch.tensor(whole)), "none": (none, none)})
+        window.settle(skipped)
+    figures = window.close()
+    assert figures["a/b"] == (1 + 1 + 2 + 2) / (4 + 4 + 2 + 2)
+    assert figures["loss"] == 1.5
+    assert math.isnan(figures["none"])
+    assert not any(name.endswith("of") for name in figures)
+
+
 def test_a_window_keeps_no_graph(world: World) -> None:
     window = Window()
     weight = torch.ones(3, requires_grad=True)

@@ -21,7 +21,8 @@ VERSIONS = {"alasca": "0.1.0", "torch": "2.15.0"}
 def make_run(tmp_path: Path) -> MakeRun:
     """A finished run: `accuracies` per set and head, one value an evaluation; 10 steps of 64 images in `seconds` each.
 
-    `norms` are those after each evaluation; `config` overrides dotted keys, `summary` fields of the summary.
+    `norms` are those after each evaluation, `evidence` of the two windows before each; `config` overrides dotted keys,
+    `summary` fields of the summary.
     """
 
     def make(
@@ -32,6 +33,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         seconds: float = 2.0,
         losses: list[float | None] | None = None,
         norms: list[dict[str, float | None]] | None = None,
+        evidence: list[dict[str, float | None]] | None = None,
         config: dict[str, Any] | None = None,
         **summary: Any,
     ) -> Path:
@@ -57,7 +59,8 @@ def make_run(tmp_path: Path) -> MakeRun:
             for half, back in ((1, 5), (2, 0)):  # two windows an evaluation
                 loss = losses[number - 1] if losses else 3.0 / (number + half / 2)
                 records.append({"kind": "train", **at, "step": at["step"] - back, "epoch": number - back / 10})
-                records[-1] |= {"loss": loss, "seconds": seconds / 2}
+                records[-1] |= {"loss": loss, "seconds": seconds / 2, "top1": 0.5}
+                records[-1] |= {f"evidence/{k}": v for k, v in (evidence[number - 1] if evidence else {}).items()}
             for name in sets:
                 heads = {f"{key.split('/')[1]}/top1": v[number - 1] for key, v in accuracies.items() if name in key}
                 records.append({"kind": "eval", **at, "set": name, **heads})
@@ -90,7 +93,8 @@ def make_run(tmp_path: Path) -> MakeRun:
 
 @pytest.fixture
 def comparison(make_run: MakeRun) -> Results:
-    """Four methods, three seeds, 24 evaluations, two sets; two methods without averaged heads, one without norms."""
+    """Four methods, three seeds, 24 evaluations, two sets; two methods without averaged heads, one without norms
+    and without evidence on labels."""
 
     def curve(top: float, seed: int, speed: float) -> list[float]:
         return [
@@ -101,6 +105,12 @@ def comparison(make_run: MakeRun) -> Results:
     def steepness(top: float, seed: int, n: int) -> dict[str, float | None]:
         at_input = 0.3 * math.exp((0.9 - top) * n) * (1 + 0.1 * math.sin(9 * n + seed))
         return {"input": at_input, **{f"hidden/stage{s}": 4 * at_input**0.2 / s for s in (1, 2, 3)}}
+
+    def memory(top: float, n: int, trusts: bool) -> dict[str, float | None]:
+        memorised = (0.9 - top) * (1 - math.exp(-n / 12)) * 3
+        found: dict[str, float | None] = {"true_top1": top - memorised / 4, "memorised": memorised}
+        found |= {"probability_right": 0.9 * top, "probability_wrong": 0.8 * memorised}
+        return found | ({"precision": None if n == 1 else 0.6 + top / 4, "recall": 0.9} if trusts else {})
 
     methods: dict[str, list[Path]] = {}
     for name, top, speed, seconds, changes in (
@@ -115,8 +125,15 @@ def comparison(make_run: MakeRun) -> Results:
             if name not in ("ce", "<script>alert(1)</script>"):
                 accuracies |= {f"{s}/averaged": curve(top + 0.02, seed + 6, speed) for s in ("val", "test")}
             norms = None if name == "lipschitz" else [steepness(top, seed, n) for n in range(1, 25)]
+            evidence = None if name == "lipschitz" else [memory(top, n, name == "alasca") for n in range(1, 25)]
             run = make_run(
-                name, seed, accuracies=accuracies, seconds=seconds * (1 + seed / 50), norms=norms, config=changes
+                name,
+                seed,
+                accuracies=accuracies,
+                seconds=seconds * (1 + seed / 50),
+                norms=norms,
+                evidence=evidence,
+                config=changes,
             )
             methods[name].append(run)
     return results.collect(

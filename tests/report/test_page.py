@@ -100,6 +100,8 @@ def test_page_shows_the_rows_of_the_console_and_says_what_they_are(comparison: R
     assert "differs in data.micro_batch" in text and "like for like" in text and "not reached" in text
     assert "the other sets chose nothing" in text
     assert "Smoothness of the network" in text and "a root mean square over 8 images of a step" in text
+    assert "What became of wrong labels" in text and "Wrong labels that the network predicts" in text
+    assert "Treated as clean: of these, right" in text and "Confidence in right labels" not in text
 
 
 def test_one_seed_and_nothing_optional(make_run: MakeRun) -> None:
@@ -108,7 +110,7 @@ def test_one_seed_and_nothing_optional(make_run: MakeRun) -> None:
     words = "".join(Nesting(text).text)
     assert "n = 1, no interval" in words and "Test data chose nothing" in words
     assert "best against best" not in words and "Time to" not in words and "averaged %" not in words
-    assert "Smoothness" not in words and "Jacobian" not in words
+    assert "Smoothness" not in words and "Jacobian" not in words and "wrong labels" not in words
     assert "nan" not in text.lower().replace("nance", "")
 
 

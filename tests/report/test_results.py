@@ -182,6 +182,28 @@ def test_norms_are_read_and_long_runs_thinned(make_run: MakeRun) -> None:
     json.loads(results.to_json(found))
 
 
+def test_evidence_is_read_and_long_runs_thinned(make_run: MakeRun) -> None:
+    short: list[dict[str, float | None]] = [{"memorised": 0.1, "recall": None}, {"memorised": 0.3, "recall": 0.5}]
+    long: list[dict[str, float | None]] = [{"memorised": n / 400, "recall": None} for n in range(400)]
+    long[1]["recall"] = 0.25
+    methods = {
+        "alasca": [make_run("alasca", accuracies={"test/main": [0.5] * 2}, evidence=short)],
+        "long": [make_run("long", accuracies={"test/main": [0.5] * 400}, evidence=long)],
+        "none": [make_run("none", accuracies={"test/main": [0.5]})],
+    }
+    found = results.collect("t", methods, baseline="alasca", reference=None, target=None)
+    own, thin, none = (method.runs[0].evidence for method in found.methods)
+    # Two windows of five steps an evaluation.
+    assert [(e.step, e.epoch) for e in own] == [(5, 0.5), (10, 1.0), (15, 1.5), (20, 2.0)]
+    assert [e.values["memorised"] for e in own] == [0.1, 0.1, 0.3, 0.3]
+    assert [e.values["recall"] for e in own] == [None, None, 0.5, 0.5]
+    assert all(e.values["given_top1"] == 0.5 for e in own)
+    assert len(thin) == 267 and none == []  # of 800 windows, three each
+    assert thin[0].step == 15 and thin[0].values["memorised"] == pytest.approx((0 + 0 + 1) / 3 / 400)
+    assert thin[0].values["recall"] == 0.25 and thin[5].values["recall"] is None
+    json.loads(results.to_json(found))
+
+
 def test_json_and_csv_hold_everything(comparison: Results) -> None:
     assert json.loads(results.to_json(comparison)) == json.loads(json.dumps(dataclasses.asdict(comparison)))
     rows = list(csv.DictReader(io.StringIO(results.to_csv(comparison))))

@@ -142,7 +142,7 @@ def test_reads_csv_and_json_alike(tmp_path: Path) -> None:
     values = [[0.9, 0.1, 0.0], [0.25, 0.5, 0.25], [0.0, 0.0, 1.0]]
     (tmp_path / "m.csv").write_text("\ufeff0.9, 0.1,0\n\n.25,5e-1,0.25\r\n0,0,1", encoding="utf-8")
     (tmp_path / "m.json").write_text("\n " + json.dumps(values))
-    matrices = [read_matrix(str(tmp_path / name)) for name in ("m.csv", "m.json")]
+    matrices = [read_matrix(str(tmp_path / name), name) for name in ("m.csv", "m.json")]
     packed = b"".join(struct.pack("<d", value) for row in values for value in row)
     for matrix in matrices:
         assert matrix.values.tolist() == values
@@ -177,7 +177,7 @@ def test_reads_csv_and_json_alike(tmp_path: Path) -> None:
 def test_refuses_what_is_no_matrix_and_names_the_row(text: str, words: list[str], tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(InputError) as caught:
-        read_matrix(str(tmp_path / "m.csv"))
+        read_matrix(str(tmp_path / "m.csv"), "m.csv")
     assert all(word in str(caught.value) for word in ["m.csv", *words])
     assert "\n" not in str(caught.value)
 
@@ -190,9 +190,9 @@ def test_refuses_files_it_cannot_read(tmp_path: Path) -> None:
         (tmp_path / "binary", "text"),
     ]:
         with pytest.raises(InputError, match=words):
-            read_matrix(str(path))
+            read_matrix(str(path), "m.csv")
 
 
 def test_a_rounded_row_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("0.333,0.333,0.333\n0,1,0\n0.0005,0,1")
-    assert read_matrix(str(tmp_path / "m.csv")).counts(0, 999).tolist() == [333, 333, 333]
+    assert read_matrix(str(tmp_path / "m.csv"), "m.csv").counts(0, 999).tolist() == [333, 333, 333]

@@ -103,10 +103,8 @@ def test_resume_is_bit_for_bit_at_any_worker_count(configured: Configured, world
         straight.engine.module.state_dict().values(), resumed.engine.module.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b)
-    assert straight.objective.bank is not None
-    assert resumed.objective.bank is not None
-    assert torch.equal(straight.objective.bank.rows, resumed.objective.bank.rows)
-    assert straight.objective.bank.rows.abs().sum() > 0
+    assert torch.equal(straight.objective.banks["alasca"].rows, resumed.objective.banks["alasca"].rows)
+    assert straight.objective.banks["alasca"].rows.abs().sum() > 0
     momenta = [
         [s["momentum_buffer"] for s in run.engine.optimizer.state_dict()["state"].values()]
         for run in (straight, resumed)
@@ -288,8 +286,7 @@ def test_bad_images_weigh_nothing_and_are_named(configured: Configured, world: W
     assert all(r["reason"] for r in records if r["kind"] == "bad")
     images, valid = (sum(r[k] for r in records if r["kind"] == "train") for k in ("images", "valid"))
     assert (images, valid) == (240, 236)  # 120 samples in each of two epochs, two of them bad
-    assert training.objective.bank is not None
-    untouched = (training.objective.bank.rows == 0).all(dim=1)
+    untouched = (training.objective.banks["alasca"].rows == 0).all(dim=1)
     bad_ids = [r["id"] for r in records if r["kind"] == "bad"]
     assert sorted(untouched.nonzero().flatten().tolist()) == sorted(bad_ids)
 

@@ -63,9 +63,16 @@ def test_the_line_says_all_that_would_help(configured) -> None:
     assert "bfloat16" not in line
 
 
-@pytest.mark.parametrize("where", ["step", "evaluation"])
+@pytest.mark.parametrize(("where", "base", "saved"), [("step", "ce", "1.4e-06"), ("evaluation", "elr", "2.9e-06")])
 def test_a_run_out_of_memory_ends_with_one_line(
-    configured, monkeypatch: pytest.MonkeyPatch, tmp_path, capsys: pytest.CaptureFixture[str], world, where: str
+    configured,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path,
+    capsys: pytest.CaptureFixture[str],
+    world,
+    where: str,
+    base: str,
+    saved: str,
 ) -> None:
     from pipeline.train import dist
     from pipeline.train.network import Network
@@ -80,15 +87,15 @@ def test_a_run_out_of_memory_ends_with_one_line(
     monkeypatch.setattr(Network, "__call__", exhausted)
     monkeypatch.setattr(dist, "start", lambda timeout, met: world)
     monkeypatch.setattr(dist, "stop", lambda: None)
-    config = configured(optim__epochs=1)
+    config = configured(optim__epochs=1, method__base=base)
     file = tmp_path / "tiny.toml"
     file.write_text(config.to_toml())
     assert cli.main(["train", str(file)]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith("alasca: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of")
-    # 120 rows of 3 float32 numbers
+    # 120 rows of 3 float32 numbers, for ALASCA and for ELR
     assert "data.micro_batch = 3 and data.lanes = 8" in error[-1]
-    assert "engine.bank_device = 'cpu' takes 1.4e-06 GB off" in error[-1]
+    assert f"engine.bank_device = 'cpu' takes {saved} GB off" in error[-1]
     assert not any("Traceback" in line for line in error)
     assert not (config.folder / "summary.json").exists()
     assert not list(config.folder.glob("checkpoints/*"))

@@ -49,12 +49,11 @@ def run(config: Config, world: World, places: dict[int, list[int]]) -> Training:
 
 def state(training: Training) -> dict[str, torch.Tensor]:
     """Everything that a step changes: weights, BatchNorm, momentum, bank."""
-    assert training.objective.bank is not None
     momenta = training.engine.optimizer.state_dict()["state"].items()
     return (
         {name: tensor.clone() for name, tensor in training.engine.module.state_dict().items()}
         | {f"momentum {i}": one["momentum_buffer"].clone() for i, one in momenta}
-        | {"bank": training.objective.bank.rows.clone()}
+        | {"bank": training.objective.banks["alasca"].rows.clone()}
     )
 
 

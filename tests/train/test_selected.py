@@ -33,7 +33,7 @@ def test_what_is_selected_is_learnt_and_nothing_else(
     assert 40 < len(active) < 60 and not (active % 8 == 0).any()
     steps = len(active) // 24
     assert [r["samples"] for r in read_metrics(config.folder) if r["kind"] == "train"][-1] == 3 * steps * 24
-    rows = training.objective.bank.rows
+    rows = training.objective.banks["alasca"].rows
     assert len(rows) == len(active) and (rows.abs().sum(dim=1) > 0).sum() >= steps * 24
     # The labels that reach the loss are the overlay's.
     given = np.zeros(3)

@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from pipeline.config import Config
+from pipeline.method.alasca import AdaptiveSmoothing, Alasca
 from pipeline.method.bank import SampleBank
+from pipeline.method.elr import EarlyLearning
+from pipeline.method.losses import base_loss
+from pipeline.method.outputs import Outputs
+from pipeline.method.supervision import SelfDistillation, Supervision
 from pipeline.record.track import read_metrics
 from pipeline.train.dist import World
 from pipeline.train.inputs import Inputs
@@ -21,14 +26,58 @@ def test_method_settings_reach_the_losses(configured: Configured, world: World) 
     config = configured(method__base="gce", method__gce={"q": 0.3}, method__alasca=settings)
     training = Training(config, Inputs.open(config, 1), world)
     aux = training.objective.aux
-    assert aux is not None
-    assert (aux.aux_weight, aux.momentum, aux.temperature, aux.warmup_epochs) == (0.5, 0.6, 2.0, 7)
+    assert isinstance(aux, Alasca) and aux.aux_weight == 0.5
+    assert aux.smoothing == AdaptiveSmoothing(momentum=0.6, temperature=2.0, warmup_epochs=7)
     logits, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     p = torch.softmax(logits, 1)[range(4), target]
-    torch.testing.assert_close(training.objective.base(logits, target), (1 - p**0.3) / 0.3)
-    bank = training.objective.bank
-    assert bank is not None
+    outputs = Outputs(logits, (), target, torch.arange(4), torch.ones(4, dtype=torch.bool), 0)
+    torch.testing.assert_close(training.objective.base(outputs), (1 - p**0.3) / 0.3)
+    bank = training.objective.banks["alasca"]
     assert (bank.start, bank.stop, tuple(bank.rows.shape)) == (0, 120, (120, 3))
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "made"),
+    [
+        ("nce_rce", {"alpha": 2.0, "beta": 0.5}, lambda _: base_loss("nce_rce", {"alpha": 2.0, "beta": 0.5})),
+        ("elr", {"beta": 0.5, "weight": 2.0}, lambda bank: EarlyLearning(bank, 0.5, 2.0)),
+    ],
+)
+def test_settings_of_a_base_loss_reach_it(
+    configured: Configured, world: World, base: str, options: dict, made: Callable
+) -> None:
+    config = configured(method__base=base, **{f"method__{base}": options})
+    found = Training(config, Inputs.open(config, 1), world).objective.base
+    outputs = some_outputs()
+    torch.testing.assert_close(found(outputs), made(SampleBank(0, 120, 3))(outputs))
+
+
+@pytest.mark.parametrize(
+    ("aux", "options", "made"),
+    [
+        ("deep", {"aux_weight": 0.7}, Supervision(0.7)),
+        ("smoothing", {"aux_weight": 0.7, "epsilon": 0.4}, Supervision(0.7, 0.4)),
+        (
+            "distillation",
+            {"aux_weight": 0.7, "alpha": 0.6, "temperature": 2.0},
+            SelfDistillation(0.7, 0.6, 2.0),
+        ),
+    ],
+)
+def test_settings_of_a_loss_of_heads_reach_it(
+    configured: Configured, world: World, aux: str, options: dict, made: Supervision | SelfDistillation
+) -> None:
+    config = configured(method__aux=aux, **{f"method__{aux}": options})
+    found = Training(config, Inputs.open(config, 1), world).objective.aux
+    assert found is not None and found.aux_weight == 0.7
+    outputs = some_outputs()
+    torch.testing.assert_close(found(outputs).losses, made(outputs).losses)
+
+
+def some_outputs() -> Outputs:
+    main, *heads = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0))
+    every = torch.ones(5, dtype=torch.bool)
+    return Outputs.of(main, heads, torch.tensor([0, 1, 2, 0, 2]), torch.arange(5), every, 1)
 
 
 def test_engine_and_data_settings_reach_their_parts(configured: Configured, world: World) -> None:
@@ -46,8 +95,7 @@ def test_engine_and_data_settings_reach_their_parts(configured: Configured, worl
         optim__clip=3.0,
     )
     training = Training(config, Inputs.open(config, 1), world)
-    assert training.objective.bank is not None
-    assert training.objective.bank.rows.dtype == torch.float16
+    assert training.objective.banks["alasca"].rows.dtype == torch.float16
     assert training.plan.shuffle_shards == 3
     groups = training.engine.optimizer.param_groups
     assert [(g["momentum"], g["nesterov"], g["weight_decay"]) for g in groups] == [(0.8, True, 0.01), (0.8, True, 0.0)]

@@ -1,0 +1,55 @@
+"""The noise matrix that forward correction is given: from a file, or counted from clean labels."""
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.data.selection import Selection
+from shards.errors import InputError
+from shards.manifest import Manifest
+from shards.readers.record import first
+from shards.transitions import Matrix, read_matrix
+
+KNOWN = "known"
+
+
+def noise_matrix(config: Config, manifest: Manifest, selection: Selection) -> Matrix | None:
+    """Row i: the shares of true class i that get each label; None where the method corrects nothing.
+
+    Raises:
+        InputError: a file that cannot be read or is of other classes; clean labels that are not there; a label that
+            occurs although no class gets it.
+    """
+    given = config.method.forward.matrix
+    if config.method.base != "forward" or given is None:
+        return None
+    where = f"method.forward.matrix = '{given}'"
+    matrix = _counted(manifest, selection, where) if given == KNOWN else read_matrix(given, where)
+    if len(matrix.values) != manifest.num_classes:
+        raise InputError(
+            f"{where}: {len(matrix.values)} rows, but {manifest.place} has {manifest.num_classes:,} classes; write a"
+            f" row and a column for each, in this order: {first(manifest.classes)}"
+        )
+    never = np.flatnonzero(~matrix.values.any(axis=0))
+    if len(never):
+        names = first([manifest.classes[k] for k in never])
+        raise InputError(
+            f"{where}: no class is ever labelled {names} (column {never[0] + 1} is 0): the loss of such a label would"
+            " be infinite; write a small share there"
+        )
+    return matrix
+
+
+def _counted(manifest: Manifest, selection: Selection, where: str) -> Matrix:
+    """Of the samples in use whose clean label is known."""
+    clean, given = manifest.clean_labels[selection.ids], selection.active_labels
+    known, classes = clean >= 0, manifest.num_classes
+    pairs = clean[known].astype(np.int64) * classes + given[known]
+    counts = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.float64)
+    empty = np.flatnonzero(counts.sum(axis=1) == 0)
+    if len(empty):
+        names = first([manifest.classes[k] for k in empty])
+        raise InputError(
+            f"{where}: {manifest.place} has no sample known to be {names}, of {np.count_nonzero(known):,} with a clean"
+            " label; give a file, or estimate one with alasca eval --noise-matrix"
+        )
+    return Matrix(counts / counts.sum(axis=1, keepdims=True), where)

@@ -1,0 +1,150 @@
+"""Every method, whole runs: in two processes as in one, with accumulation, cut and resumed bit for bit."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import configfile
+from pipeline.config import Config
+from pipeline.record.metrics import timeless
+from pipeline.record.track import read_metrics
+from pipeline.train import packed
+from pipeline.train.checkpoint import own_name
+from pipeline.train.dist import World
+from pipeline.train.loop import Training
+from shards.manifest import Manifest
+from tests.conftest import unlaunched
+from tests.train.runs import tiny, trained
+
+ROOT = Path(__file__).parents[2]
+LAST = "checkpoints/step-000000010"
+
+# Each base loss and each loss of the heads, and what they keep per sample; in one of them arithmetic in 16 bits.
+METHODS: dict[str, dict[str, Any]] = {
+    "nce_rce-none": {"method__base": "nce_rce", "method__aux": "none", "engine__precision": "bfloat16"},
+    "forward-alasca": {"method__base": "forward", "method__forward": {"matrix": "known"}},
+    "elr-alasca": {"method__base": "elr"},
+    "elr-smoothing": {"method__base": "elr", "method__aux": "smoothing", "engine__precision": "bfloat16"},
+    "ce-deep": {"method__aux": "deep"},
+    "gce-distillation": {"method__base": "gce", "method__aux": "distillation"},
+}
+BANKS = {"forward-alasca": {"alasca"}, "elr-alasca": {"alasca", "elr"}, "elr-smoothing": {"elr"}}
+
+# All of them one after another in this process, one of two: starting a process takes longer than its runs.
+IN_TURN = """
+import sys
+from pipeline import configfile
+from pipeline.train import dist
+from pipeline.train.inputs import Inputs
+from pipeline.train.loop import Training
+
+world = dist.start(60)
+for file in sys.argv[1:]:
+    config = configfile.load(file)
+    training = Training(config, Inputs.open(config, 2), world)
+    try:
+        training.run()
+    finally:
+        training.close()
+dist.stop()
+"""
+
+Configured = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def configured(photos: Manifest, clean_photos: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Configured:
+    """Ten steps; the learning rate is small because rounding alone drives equal runs apart."""
+    folder = tmp_path_factory.mktemp("methods")
+    return partial(tiny, photos, clean_photos, folder, optim__lr=1e-4, optim__schedule="constant", track__every=1)
+
+
+@pytest.fixture(scope="module")
+def two(configured: Configured, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a method's run in two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "in_turn.py").write_text(IN_TURN)
+    for name, changes in METHODS.items():
+        config = configured(run__name=f"{name}-in-two", eval__every=2, **changes)
+        configfile.store(folder / f"{name}.toml", config)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(folder / "in_turn.py")]
+    ended = subprocess.run(
+        [sys.executable, *command, *(str(folder / f"{name}.toml") for name in METHODS)],
+        env={**unlaunched(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return lambda name: configured(run__name=f"{name}-in-two").folder
+
+
+@pytest.fixture(scope="module")
+def one(configured: Configured, world: World) -> Callable[[str], Training]:
+    """A method's run in this process, from start to end."""
+    known: dict[str, Training] = {}
+
+    def run(name: str) -> Training:
+        if name not in known:
+            known[name] = trained(configured(run__name=name, eval__every=2, **METHODS[name]), world)
+        return known[name]
+
+    return run
+
+
+def rows(folder: Path, world: int) -> dict[str, torch.Tensor]:
+    """Of each bank, over all ranks."""
+    states = [packed.read(folder / LAST / own_name(rank)) for rank in range(world)]
+    return {name: torch.cat([state[name]["rows"] for state in states]) for name in states[0]}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_train_as_one_does(name: str, one: Callable[[str], Training], two: Callable[[str], Path]) -> None:
+    folders = one(name).config.folder, two(name)
+    a, b = ([r for r in read_metrics(folder) if r["kind"] == "train"] for folder in folders)
+    assert [r["step"] for r in a] == [r["step"] for r in b] == list(range(1, 11))
+    means = ("loss", "confidence", "top1", "evidence/probability", "evidence/confidence")
+    figures = [key for key in a[0] if key.startswith(means)]
+    assert len(figures) >= 5
+    # 16 bits round by 2^-8, one more time where gradients are summed over processes.
+    within = 1e-3 if "bfloat16" not in METHODS[name].values() else 2e-2
+    for key in figures:  # none: no wrong label in that step
+        values = [[-1.0 if r[key] is None else r[key] for r in records] for records in (a, b)]
+        assert values[0] == pytest.approx(values[1], abs=within), key
+    mine, theirs = rows(folders[0], 1), rows(folders[1], 2)
+    assert mine.keys() == theirs.keys() == BANKS.get(name, set())
+    for bank, values in mine.items():
+        assert len(values) == 120 and (values.abs().sum(dim=1) > 0).all()
+        torch.testing.assert_close(theirs[bank], values, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_was_cut_ends_as_one_that_was_not(
+    name: str, configured: Configured, one: Callable[[str], Training], world: World
+) -> None:
+    straight = one(name)
+    changes = {"run__name": f"{name}-cut", "eval__every": 2, "checkpoint__every_steps": 5, **METHODS[name]}
+    trained(configured(**changes, run__max_steps=5), world)
+    cut = trained(configured(**changes, run__resume="auto"), world)
+    assert cut.start == 5
+    saved = [load_file(run.config.folder / LAST / "model.safetensors") for run in (straight, cut)]
+    assert all(torch.equal(tensor, saved[1][key]) for key, tensor in saved[0].items())
+    mine, theirs = rows(straight.config.folder, 1), rows(cut.config.folder, 1)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(values, theirs[bank]) for bank, values in mine.items())
+    records = [
+        [timeless(r) for r in read_metrics(run.config.folder) if r["kind"] == "train"] for run in (straight, cut)
+    ]
+    assert records[0] == records[1]
+    weight = 0.0 if cut.objective.aux is None else cut.objective.aux.aux_weight
+    for r in records[1]:
+        assert r["loss"] == pytest.approx(r["loss/base"] + weight * r.get("loss/aux", 0.0), rel=1e-5)
