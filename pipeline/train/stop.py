@@ -120,7 +120,7 @@ class Stop:
                 _say(f"removed {file}, which is older than this attempt")
         with contextlib.nullcontext() if self._listens else self:
             yield
-        if leads and self._reason is not None:
+        if leads:
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_raw
 
 from benchmarks import decoding, workers
 from benchmarks.loader import main
 from pipeline.data.loader import TrainBatches
 from pipeline.data.plan import Plan
 from shards.manifest import Manifest
+from tests.conftest import make_raw
 
 
 @pytest.fixture(scope="module")

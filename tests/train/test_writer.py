@@ -14,6 +14,7 @@ import torch
 from pipeline.train import packed
 from pipeline.train.checkpoint import complete, damage, read_index
 from pipeline.train.dist import World
+from pipeline.train.index import FORMAT
 from pipeline.train.writer import Writer
 
 ROWS = torch.arange(20_000, dtype=torch.float32)
@@ -183,4 +184,4 @@ def test_an_older_format_is_named(tmp_path: Path) -> None:
     index.write_text(
         json.dumps({key: value for key, value in json.loads(index.read_text()).items() if key != "format"})
     )
-    assert damage(index.parent) == "it has format None, this version reads 2"
+    assert damage(index.parent) == f"it has format None, this version reads {FORMAT}"
