@@ -243,7 +243,7 @@ def open_plain(path: Path, length: int) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise OwnError(f"cannot open the shard {path}: {error.strerror}") from None
+        raise OwnError(f"cannot open the shard {path}: {error.strerror}; mend this, or copy it again") from None
     found = os.fstat(descriptor).st_size
     if found != length:
         os.close(descriptor)
