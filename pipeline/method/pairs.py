@@ -133,7 +133,7 @@ class CoTeachingPlus:
     (arXiv 1901.04215, algorithm 1). Where the networks agree on a whole mini-batch nothing is chosen, and it teaches
     only what is beside the base loss. Their code (xingruiyu/coteaching_plus) then takes all of it in the first batches
     of an epoch (epoch * batch < 5000) and nothing later; it also divides the mean by the number of samples once more,
-    and takes the softmax twice. Neither stands in the paper, and neither is done here.
+    and takes the softmax twice. None of these is done here.
 
     Args:
         rate, ramp_epochs: see `CoTeaching`.
