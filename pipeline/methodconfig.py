@@ -77,6 +77,27 @@ class EarlyLearning(Section):
     weight: NonNegative = 3.0
 
 
+class Decoupling(Section):
+    """Malach and Shalev-Shwartz 2017; before `warmup_epochs`, both networks learn from everything."""
+
+    warmup_epochs: NonNegative = 0.0
+
+
+class CoTeaching(Section):
+    """Han et al. 2018; `forget_rate` (tau) is the noise rate, counted from clean labels unless given."""
+
+    forget_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
+    ramp_epochs: NonNegative = 10.0  # T_k
+
+
+class CoTeachingPlus(Section):
+    """Yu et al. 2019, as for CIFAR-10; `forget_rate` as of CoTeaching."""
+
+    forget_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
+    ramp_epochs: NonNegative = 10.0  # E_k
+    initial_epochs: NonNegative = 20.0  # of plain co-teaching; theirs 5 for CIFAR-100, 100 for Tiny-ImageNet
+
+
 class HiddenGradients(Section):
     """HAR (Cao et al. 2021); the mean of `class_errors`, files of `alasca eval`, gives its weights by class."""
 
@@ -99,10 +120,11 @@ _PENALTY_WEIGHTS = {"none": 0.0, "har": 0.1 / 128, "jacobian": 0.01}
 
 
 class Method(Section):
-    """Base loss on the main head, regulariser on the auxiliary heads, Lipschitz penalty on the network."""
+    """Base loss on the main head, regulariser on the auxiliary heads; a penalty on the network, or a pair of them."""
 
     base: Literal["ce", "ls", "gce", "sce", "nce_rce", "forward", "elr"] = "ce"
     aux: Literal["none", "alasca", "deep", "smoothing", "distillation"] = "alasca"
+    pair: Literal["none", "decoupling", "coteaching", "coteaching+"] = "none"
     penalty: Literal["none", "har", "jacobian"] = "none"
     penalty_weight: NonNegative | None = None  # of the penalty's paper, unless given
     alasca: Alasca = Alasca()
@@ -115,6 +137,9 @@ class Method(Section):
     nce_rce: NormalizedAndReverse = NormalizedAndReverse()
     forward: ForwardCorrection = ForwardCorrection()
     elr: EarlyLearning = EarlyLearning()
+    decoupling: Decoupling = Decoupling()
+    coteaching: CoTeaching = CoTeaching()
+    coteaching_plus: CoTeachingPlus = CoTeachingPlus()
     har: HiddenGradients = HiddenGradients()
     jacobian: InputJacobian = InputJacobian()
 
@@ -130,6 +155,27 @@ class Method(Section):
             raise ValueError("base = 'forward' needs forward.matrix: a file of K rows of K numbers, or 'known'")
         return self
 
+    @model_validator(mode="after")
+    def _penalty_of_one_network(self) -> Self:
+        if self.pair != "none" and self.penalty != "none":
+            raise ValueError(f"penalty = '{self.penalty}' is for one network: drop it, or pair = '{self.pair}'")
+        return self
+
+    @property
+    def networks(self) -> int:
+        """How many are trained."""
+        return 1 if self.pair == "none" else 2
+
+    @property
+    def pair_section(self) -> str:
+        """Name of the table with the pair's options."""
+        return self.pair.replace("+", "_plus")
+
+    @property
+    def pair_options(self) -> dict[str, Any]:
+        """They themselves; empty without a pair."""
+        return {} if self.pair == "none" else getattr(self, self.pair_section).model_dump()
+
     @property
     def weight_of_penalty(self) -> float:
         """Factor on the penalty's mean over the micro-batch."""
@@ -137,7 +183,7 @@ class Method(Section):
 
     @property
     def banks(self) -> tuple[str, ...]:
-        """What the method keeps per sample, by name; each is K numbers."""
+        """What the method keeps per sample, by name, of each network; each is K numbers."""
         kept = {"alasca": self.aux == "alasca" and self.alasca.confidence == "ema", "elr": self.base == "elr"}
         return tuple(name for name, keeps in kept.items() if keeps)
 

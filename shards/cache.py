@@ -54,10 +54,11 @@ class Cache:
                 _remove_unlocked(Path(name))
 
     def make_room(self, needed: int, release: Callable[[], bool] | None = None) -> bool:
-        """Remove files that nobody reads until `needed` more bytes fit, and return whether they do.
+        """Remove files that nobody reads until `needed` more bytes fit, on the disk too; return whether they do.
 
         Where that is not enough, `release` is asked to close a file of the caller's, until it returns False.
         """
+        self.sweep()  # what was left unfinished takes room, too
         while self._remove(needed, self.bytes) > 0:
             if release is None or not release():
                 return False
@@ -74,15 +75,19 @@ class Cache:
         return left < needed
 
     def _remove(self, needed: int, bound: int | None = None) -> int:
-        """Remove files that nobody reads until all that is left and `needed` are within the bound.
+        """Remove files that nobody reads until all that is left and `needed` are within the bound, and on the disk.
 
-        Without one, until `needed` bytes are gone. Returns how many are lacking still; 0 or less: none.
+        Without a bound, until `needed` bytes are gone. Returns how many are lacking still; 0 or less: none.
         """
         now, files = time.time(), list(self._files())
-        # What others fetch at this moment will be about as long; the caller's own claim is among them.
-        parts = [max(stat.st_size, needed) for name, stat in files if name.endswith(PART)] or [needed]
-        whole = sum(stat.st_size for name, stat in files if not name.endswith(PART))
-        lacking = needed if bound is None else whole + sum(parts) - bound
+        lacking = needed
+        if bound is not None:
+            # What others fetch at this moment will be about as long; the caller's own claim is among them.
+            there = [stat.st_size for name, stat in files if name.endswith(PART)] or [0]
+            parts = sum(max(length, needed) for length in there)
+            whole = sum(stat.st_size for name, stat in files if not name.endswith(PART))
+            disk = os.statvfs(self.root)
+            lacking = max(whole + parts - bound, parts - sum(there) - disk.f_bavail * disk.f_frsize)
         if lacking > 0:
             files.sort(key=lambda file: -abs(now - file[1].st_mtime))
         for name, stat in files:

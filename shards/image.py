@@ -14,7 +14,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpg": ("JPEG", {"quality": 95}),
     "png": ("PNG", {}),
-    "webp": ("WEBP", {"quality": 95, "method": 4}),
+    "webp": ("WEBP", {"quality": 95, "method": 4, "exact": True}),  # colours of what is clear, too
 }
 MAX_PIXELS = 178_956_970  # Pillow's own limit; larger ones are kept as they are, never decoded
 
@@ -70,7 +70,7 @@ def shrink(data: bytes, extension: str, short_side: int) -> bytes:
         if name == "WEBP" and data[12:16] == b"VP8L":
             options = options | {"lossless": True}
         try:
-            small = _continuous(image, name).resize(size, Image.Resampling.LANCZOS)
+            small = _resized(_continuous(image, name), size)
             out = io.BytesIO()
             small.save(out, name, **options, **kept)
         except Exception as error:
@@ -103,6 +103,13 @@ def _open(data: bytes) -> Image.Image:
             else f"bad header, {type(error).__name__}: {error}"
         )
         raise ValueError(reason) from error
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Each channel alone: Pillow would weigh colours by opacity, which training drops, and blacken what is clear."""
+    if image.mode not in ("LA", "RGBA"):
+        return image.resize(size, Image.Resampling.LANCZOS)
+    return Image.merge(image.mode, [band.resize(size, Image.Resampling.LANCZOS) for band in image.split()])
 
 
 def _continuous(image: Image.Image, target: str) -> Image.Image:

@@ -80,10 +80,12 @@ def _judged(error: Exception, stall: float) -> Exception:
     if isinstance(error, PermissionError) or status in (401, 403):
         return Refused("access is denied (403); see to the credentials")
     if type(error).__name__ in _NO_ACCESS:
-        return Refused(f"no credentials ({redact(str(error))})")
+        return Refused(f"no credentials ({redact(str(error))}); give them as its other clients read them")
     if isinstance(status, int):
         text = f"the server answers with status {status}"
-        return Refused(text) if 400 <= status < 500 and status not in _MAY_PASS else Failed(text)
+        return (
+            Refused(f"{text}; see to the address") if 400 <= status < 500 and status not in _MAY_PASS else Failed(text)
+        )
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return Failed(f"no answer within {stall:.3g} s, or not done in time")
     words = redact(" ".join(str(error).split()))[:200]

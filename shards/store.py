@@ -153,7 +153,7 @@ class Store:
     ) -> None:
         """Fill `path`, which is open as `part`, with the right content and put it on the disk.
 
-        began: when its time began to count. free: asked, once, to remove something from a disk that is full.
+        began: when its time began to count. free: removes something from a disk that is full; whether it could.
         """
         url, wait, wrong, tries = join(self.url, name), _FIRST_WAIT, 0, 0
         stall = min(_LONGEST_STALL, self.cache.seconds / 5)
@@ -180,8 +180,7 @@ class Store:
                 raise OwnError(f"{redact(url)}: {error}") from None
             except OSError as error:  # among them NoRoom
                 if error.errno in _FULL and free is not None and free():
-                    free = None
-                    continue
+                    continue  # others may have taken the room of the last time
                 raise OwnError(
                     f"the cache {self.cache.root} has no room for {redact(url)} ({error.strerror}): {self.cache.remedy}"
                 ) from None
@@ -244,7 +243,7 @@ def open_plain(path: Path, length: int) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise OwnError(f"cannot open the shard {path}: {error.strerror}") from None
+        raise OwnError(f"cannot open the shard {path}: {error.strerror}; mend this, or copy it again") from None
     found = os.fstat(descriptor).st_size
     if found != length:
         os.close(descriptor)

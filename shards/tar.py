@@ -42,6 +42,17 @@ def precedes(blocks: bytes, sample: int, size: int, label: int) -> bool:
     return named and written == str(label).encode()
 
 
+def heads(block: bytes, size: int) -> bool:
+    """Whether the BLOCK bytes before an image are a header of that many bytes, in a tar that anybody wrote."""
+    field = block[124:136]
+    if field[0] & 0x80:  # GNU's binary numbers
+        return int.from_bytes(field[1:]) == size
+    try:
+        return int(field.strip(b"\0 ") or b"0", 8) == size
+    except ValueError:
+        return False
+
+
 def index_tar(file: IO[bytes]) -> Iterator[Member]:
     """Yield the members of a seekable tar of regular files, in order, reading headers only.
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from pipeline.data.plan import Need
 from shards.cache import NEVER, mark
-from shards.errors import OwnError
+from shards.errors import InputError
 from shards.manifest import Manifest
 
 _THREADS = 4  # one connection seldom fills a line
@@ -148,7 +148,7 @@ class Ahead:
         assert store is not None
         try:
             os.close(store.open(shard.name, shard.bytes, shard.sha256, ahead=True))
-        except (OwnError, OSError):
+        except (InputError, OSError):
             return False  # the worker that needs it will say why
         mark(store.path(shard.name, shard.sha256), time.time() + self._seconds(visit.first))
         return True

@@ -7,12 +7,9 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from shards.image import FORMATS, rgb
+from shards.image import FORMATS, rgb, untrusted
 
 Pixels = NDArray[np.uint8]
-
-# `decode` measures an image before decoding it, so Pillow's own guard would only add a second, looser limit.
-Image.MAX_IMAGE_PIXELS = None
 
 
 class UndecodableImageError(Exception):
@@ -46,7 +43,7 @@ def _decode_with_pillow(data: bytes, max_pixels: int) -> Pixels:
     if not data:
         raise UndecodableImageError("zero bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with untrusted(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels)
             return np.array(rgb(image))  # a copy of its own: torch wants to be able to write
     except UnidentifiedImageError:

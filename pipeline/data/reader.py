@@ -9,7 +9,7 @@ from typing import Any
 from shards.cache import NEVER, mark
 from shards.errors import OwnError
 from shards.manifest import INDEX, SAMPLES, Manifest
-from shards.tar import LEAD, precedes
+from shards.tar import BLOCK, LEAD, heads, precedes
 
 # A rank reads from (its lanes x data.shuffle_shards) shards at once. Half of what the system allows a process.
 _OPEN_SHARDS = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
@@ -28,7 +28,7 @@ class ShardReader:
             once: a shard that was read is not needed for long; a cache may remove it before those of a training set.
         """
         self._manifest, self._once = manifest, once
-        # In tars that somebody else wrote, names say nothing about the order.
+        # In tars that somebody else wrote, names say nothing about the order: only the length is looked at.
         self._named = manifest.source.get("reader") != INDEX
         self._most = max(1, min(at_once, _OPEN_SHARDS)) if manifest.fetches else _OPEN_SHARDS
         self._descriptors: OrderedDict[int, int] = OrderedDict()
@@ -45,16 +45,17 @@ class ShardReader:
         """
         row = self._manifest.table[sample_id]
         shard, size, start = int(row["shard"]), int(row["size"]), int(row["offset"])
-        if shard >= len(self._manifest.shards) or start + size > self._manifest.shards[shard].bytes:
+        lead = LEAD if self._named else BLOCK
+        if shard >= len(self._manifest.shards) or not lead <= start <= self._manifest.shards[shard].bytes - size:
             raise self._damaged(None, f"leads sample {sample_id:,} out of its shard")
-        lead = LEAD if self._named and start >= LEAD else 0
         try:
             data = os.pread(self._open(shard), lead + size, start - lead)
         except OSError as error:
             raise self._damaged(shard, f"cannot be read ({error.strerror})") from None
         if len(data) != lead + size:
             raise self._damaged(shard, "was cut short while it was in use")
-        if lead and not precedes(data[:lead], sample_id, size, int(row["label"])):
+        head = data[:lead]
+        if not (precedes(head, sample_id, size, int(row["label"])) if self._named else heads(head, size)):
             problem = f"does not hold sample {sample_id:,} as {SAMPLES} says: damaged, or another file"
             raise self._damaged(shard, problem)
         return data[lead:]

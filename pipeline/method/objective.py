@@ -20,13 +20,15 @@ class Losses:
     """One micro-batch's result.
 
     `total` (0-dim, float32) is to be backpropagated: all weighted parts, summed over the valid samples and divided by
-    the NOMINAL size B. `parts` are detached 0-dim SUMS over the valid samples, before any weight: "loss/base"; with
-    auxiliary heads also "loss/aux" (summed over them), and "confidence" where their loss trusts labels more or less;
-    with a penalty also "loss/penalty". Divided by the number of valid samples they are the means to log. `shares` are
-    of other numbers of samples: see `Evidence`.
+    the NOMINAL size B. `right` (0-dim) is how many valid samples' given class the main head predicts. `parts` are
+    detached 0-dim SUMS over the valid samples, before any weight: "loss/base"; with auxiliary heads also "loss/aux"
+    (summed over them), and "confidence" where their loss trusts labels more or less; with a penalty also
+    "loss/penalty". Divided by the number of valid samples they are the means to log. `shares` are of other numbers of
+    samples: see `Evidence`.
     """
 
     total: torch.Tensor
+    right: torch.Tensor
     parts: dict[str, torch.Tensor]
     shares: dict[str, Share] = field(default_factory=dict)
 
@@ -93,12 +95,30 @@ class Objective:
         Raises:
             InputError: a loss of heads without heads, or heads that no loss would train.
         """
+        outputs = self.outputs(main, aux, target, positions, valid, epoch)
+        return self.add_up(outputs, outputs.sum(self.base(outputs)))
+
+    def outputs(
+        self,
+        main: torch.Tensor,
+        aux: Sequence[torch.Tensor],
+        target: torch.Tensor,
+        positions: torch.Tensor,
+        valid: torch.Tensor,
+        epoch: float,
+    ) -> Outputs:
+        """Return what the losses are made from; arguments and errors are those of a call."""
         if self.aux is not None and not aux:
             raise InputError('heads = "none" in [model]: method.aux needs heads ("light" or "bottleneck")')
         if self.aux is None and aux:
             raise InputError('heads in [model]: no method.aux trains them; set heads = "none", or aux = "alasca"')
-        outputs = Outputs.of(main, aux, target, positions, valid, epoch)
-        base = outputs.sum(self.base(outputs))
+        return Outputs.of(main, aux, target, positions, valid, epoch)
+
+    def add_up(self, outputs: Outputs, base: torch.Tensor, trusted: torch.Tensor | None = None) -> Losses:
+        """Return all losses, of which `base`, 0-dim and summed over the samples, is the main head's.
+
+        `trusted`, [B] from 0 to 1, stands for the confidence in each label where evidence is gathered.
+        """
         total, parts, confidence = base, {"loss/base": base.detach()}, None
         if self.aux is not None:
             heads = self.aux(outputs)
@@ -109,12 +129,15 @@ class Objective:
             if confidence is not None:
                 parts["confidence"] = outputs.sum(confidence)
         if self.penalty is not None:
-            each = self.penalty(outputs.main, outputs.target, positions, valid, epoch)
+            each = self.penalty(outputs.main, outputs.target, outputs.positions, outputs.valid, outputs.epoch)
             penalty = outputs.sum(each).float()
             total = total + self.penalty_weight * penalty
             parts["loss/penalty"] = penalty.detach()
-        shares = {} if self.evidence is None else self.evidence(outputs, confidence)
-        return Losses(total / main.shape[0], parts, shares)
+        shares: dict[str, Share] = {}
+        if self.evidence is not None:
+            shares = self.evidence(outputs, confidence if trusted is None else trusted)
+        right = outputs.sum(outputs.main.argmax(dim=1) == outputs.target)
+        return Losses(total / outputs.main.shape[0], right, parts, shares)
 
     def settle(self, skipped: torch.Tensor) -> None:
         """End a step; where `skipped` (0-dim bool, on the device) is True, the banks become what they were before."""

@@ -16,6 +16,7 @@ from pipeline.configfile import store
 from pipeline.record.lines import Lines, say
 from pipeline.record.view import View
 from shards.errors import InputError
+from shards.localfolder import replace
 from shards.url import public
 
 METRICS = "metrics.jsonl"
@@ -147,11 +148,16 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _truncate(path: Path, start_step: int) -> None:
-    """Keep what happened up to the checkpoint; the rest happens again."""
+    """Keep what happened up to the checkpoint; the rest happens again.
+
+    Raises:
+        InputError: the disk does not take it; what is there stays.
+    """
     kept = [r for r in read_metrics(path.parent) if r["step"] <= start_step] if start_step else []
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        replace(path, "".join(json.dumps(r) + "\n" for r in kept).encode(), path.parent)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; make room, or set run.dir elsewhere") from None
 
 
 def _line(kind: str, record: dict[str, Any]) -> str:

@@ -21,8 +21,11 @@ from pipeline.method.lipschitz import HiddenGradients, InputJacobian, Penalty, c
 from pipeline.method.losses import base_loss
 from pipeline.method.objective import Objective
 from pipeline.method.outputs import BaseLoss, HeadLoss
+from pipeline.method.pairobjective import PairObjective
+from pipeline.method.pairs import Choice, CoTeaching, CoTeachingPlus, Decoupling
 from pipeline.method.supervision import SelfDistillation, Supervision
 from pipeline.train.dist import World
+from pipeline.train.forgetrate import known_forget_rate
 from pipeline.train.noisematrix import noise_matrix
 from shards.errors import InputError
 from shards.manifest import Manifest
@@ -31,15 +34,21 @@ from shards.transitions import Matrix
 
 def compose(
     config: Config, manifest: Manifest, selection: Selection, plan: Plan, world: World, module: nn.Module
-) -> Objective:
+) -> Objective | PairObjective:
     """Build what a step minimises; per-sample state covers this rank's home alone."""
     method = config.method
-    banks = {name: _bank(config, manifest, plan, world) for name in method.banks}
-    base = _base(config, banks, noise_matrix(config, manifest, selection), world)
-    aux = _aux(config, banks)
-    penalty = _penalty(config, manifest, selection, module)
-    evidence = _evidence(manifest, selection, plan, world)
-    return Objective(base, aux, penalty, method.weight_of_penalty, banks, evidence)
+    matrix, evidence = noise_matrix(config, manifest, selection), _evidence(manifest, selection, plan, world)
+    objectives = []
+    for _ in range(method.networks):
+        banks = {name: _bank(config, manifest, plan, world) for name in method.banks}
+        base, aux = _base(config, banks, matrix, world), _aux(config, banks)
+        penalty = _penalty(config, manifest, selection, module)
+        objectives.append(Objective(base, aux, penalty, method.weight_of_penalty, banks, evidence))
+        evidence = None  # on the first of two networks alone
+    if method.pair == "none":
+        return objectives[0]
+    first, second = objectives
+    return PairObjective(first, second, _choice(config, known_forget_rate(config, manifest, selection)))
 
 
 def read_class_errors(paths: Sequence[str], manifest: Manifest) -> list[float]:
@@ -89,6 +98,15 @@ def _aux(config: Config, banks: Mapping[str, SampleBank]) -> HeadLoss | None:
     if method.aux == "alasca":
         return Alasca(**options | {"warmup_epochs": config.alasca_warmup_epochs}, bank=banks.get("alasca"))
     return SelfDistillation(**options) if method.aux == "distillation" else Supervision(**options)
+
+
+def _choice(config: Config, rate: float | None) -> Choice:
+    method = config.method
+    if rate is None:
+        return Decoupling(method.decoupling.warmup_epochs)
+    if method.pair == "coteaching":
+        return CoTeaching(rate, method.coteaching.ramp_epochs)
+    return CoTeachingPlus(rate, method.coteaching_plus.ramp_epochs, method.coteaching_plus.initial_epochs)
 
 
 def _bank(config: Config, manifest: Manifest, plan: Plan, world: World) -> SampleBank:

@@ -11,6 +11,7 @@ from pipeline.config import Config
 from pipeline.data.batch import Batch
 from pipeline.data.loader import EvalBatches, Feed, Part, eval_keys
 from pipeline.method.alasca import averaged_prediction
+from pipeline.model.pair import separate
 from pipeline.train import dist
 from pipeline.train.bad import BadImages
 from pipeline.train.dist import World
@@ -65,7 +66,8 @@ class Answers:
     """What a network says of a set: this rank's share of the images, batch after batch. All ranks make one together.
 
     Args:
-        forward: uint8 images [B, H, W, 3] on the device -> (main logits [B, K], auxiliary logits), in evaluation mode.
+        forward: uint8 images [B, H, W, 3] on the device -> (main logits [B, K], auxiliary logits), in evaluation mode;
+            of several networks [networks, B, K].
         manifest: the set.
         config: crop, workers and limits.
         world: this process.
@@ -97,7 +99,12 @@ class Answers:
         return self.manifest.num_samples if self._part is None else len(self._part.ids)
 
     def __iter__(self) -> Iterator[tuple[Batch, torch.Tensor, list[torch.Tensor]]]:
-        """Batches on this rank's device, with float32 logits of the main head and of the others."""
+        """Batches on this rank's device, with float32 logits of the main head and of the others; of network 1."""
+        for batch, networks in self.each():
+            yield batch, *networks[0]
+
+    def each(self) -> Iterator[tuple[Batch, list[tuple[torch.Tensor, list[torch.Tensor]]]]]:
+        """Batches, with these logits of each network."""
         data, device = self._config.data, self._world.device
         dataset = EvalBatches(
             self.manifest, self._part, crop=data.crop, augment=data.augment, max_pixels=data.max_pixels
@@ -113,7 +120,7 @@ class Answers:
                 self._bad.add(host_batch.bad)
                 batch = host_batch.to(device)
                 main, aux = self._forward(batch.images)
-                yield batch, main.float(), [logits.float() for logits in aux]
+                yield batch, separate(main.float(), [logits.float() for logits in aux])
                 self._progress.advance(len(batch.labels))
         self._progress.close()
 
@@ -122,18 +129,25 @@ class Answers:
 def evaluate(answers: Answers) -> dict[str, float] | None:
     """Top-1 and top-5 accuracy (0 to 1) and mean cross-entropy of the main logits, over the images that decode.
 
-    `averaged/...` is of the mean of the main and the last auxiliary logits, where there are heads. All ranks call
-    this together; each reads its own share of the images.
+    `averaged/...` is of the mean of the main and the last auxiliary logits, where there are heads. Of a pair of
+    networks these figures are the first one's: for every run they are what one network reaches. Besides, there are
+    those of the second one's main logits, `network2/...`, and of the mean of both, `ensemble/...`. All ranks call this
+    together; each reads its own share of the images.
 
     Returns:
         Fields of an `eval` record: `images` (every one of them), `bad` (of these, undecodable), accuracies, `loss`.
         None, on all ranks, where any of them was cut off.
     """
     sums: dict[str, torch.Tensor] = {}
-    for batch, main, aux in answers:
+    for batch, networks in answers.each():
+        main, aux = networks[0]
         logits = {"main": main}
         if aux:
             logits["averaged"] = averaged_prediction(main, aux)
+        if len(networks) > 1:
+            mains = [own for own, _ in networks]
+            logits |= {f"network{number}": own for number, own in enumerate(mains[1:], 2)}
+            logits["ensemble"] = torch.stack(mains).mean(dim=0)
         loss = F.cross_entropy(main, batch.labels, reduction="none")
         found = {
             "images": torch.ones_like(batch.valid).sum(),

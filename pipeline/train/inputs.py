@@ -1,6 +1,7 @@
 """What a run is made from, opened and checked before its processes meet."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -11,11 +12,13 @@ from pipeline.data.loader import Feed, TrainBatches, lanes_of_a_worker, train_ke
 from pipeline.data.plan import Plan
 from pipeline.data.selection import Selection, select
 from pipeline.model import backbone
+from pipeline.model.pair import build_networks
 from pipeline.record.reference import Reference
 from pipeline.train.checkpoint import complete
 from pipeline.train.compose import read_class_errors
 from pipeline.train.dist import World
 from pipeline.train.evaluate import open_dataset, open_set
+from pipeline.train.forgetrate import known_forget_rate
 from pipeline.train.noisematrix import noise_matrix
 from shards.errors import InputError
 from shards.manifest import INDEX, Manifest
@@ -36,13 +39,13 @@ class Inputs:
 
     @classmethod
     def open(cls, config: Config, world_size: int) -> Self:
-        """Open datasets, cut the plan, build the network.
+        """Open datasets, cut the plan, build the network or the pair.
 
         Raises:
             InputError: a dataset that is missing, damaged, too small or of other classes; a subset or overlay that
                 does not fit; lanes that the processes cannot share; an unknown network or weights that do not fit; a
-                reference run, class errors or a noise matrix that are not there or do not fit; fetches that would be
-                taken for a hang.
+                reference run, class errors, a noise matrix or a noise rate that are not there or do not fit; a pair
+                whose networks would be equal; fetches that would be taken for a hang.
         """
         data, cache = config.data, config.data.fetched
         manifest = open_dataset(data.train, "data.train", cache)
@@ -69,14 +72,20 @@ class Inputs:
         if config.method.har.class_errors is not None:
             read_class_errors(config.method.har.class_errors, manifest)
         noise_matrix(config, manifest, selection)
-        torch.manual_seed(config.run.seed)
+        known_forget_rate(config, manifest, selection)
         model = config.model
         # A run that goes on takes its weights from the checkpoint; the file it began with may be gone.
         goes_on = config.run.resume != "none" and bool(complete(config.folder / "checkpoints"))
         pretrained = None if goes_on else config.pretrained
-        module = backbone.build(
-            model.name, manifest.num_classes, heads=config.heads, pretrained=pretrained, stem=model.stem
+        make = partial(
+            backbone.build,
+            model.name,
+            manifest.num_classes,
+            heads=config.heads,
+            pretrained=pretrained,
+            stem=model.stem,
         )
+        module = build_networks(make, config.method.networks, config.run.seed)
         return cls(manifest, selection, sets, plan, module)
 
     def warning(self) -> str | None:

@@ -229,13 +229,12 @@ class Training:
         self.engine.backward(losses.total)
         if looks:
             self.norms.take(batch.images, batch.positions, batch.valid)
-        right = (main.argmax(dim=1) == batch.labels) & batch.valid
         window.add(
             len(batch.labels),
             {
                 "valid": batch.valid.sum(),
                 "loss": losses.total * len(batch.labels),
-                "top1": right.sum(),
+                "top1": losses.right,
                 **losses.parts,
             },
             losses.shares,

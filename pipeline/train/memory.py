@@ -77,4 +77,4 @@ def _bank_bytes(config: Config, inputs: Inputs, world: World) -> int:
         return 0
     start, stop = inputs.plan.home(world.rank, world.size)
     itemsize: int = getattr(torch, config.engine.bank_dtype).itemsize
-    return len(config.method.banks) * (stop - start) * inputs.manifest.num_classes * itemsize
+    return config.method.networks * len(config.method.banks) * (stop - start) * inputs.manifest.num_classes * itemsize

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from pipeline.data.pixels import normalise
 from pipeline.method.lipschitz import random_directions
+from pipeline.model.pair import first_network
 from pipeline.train import dist
 
 IMAGES = 8
@@ -35,14 +36,14 @@ class JacobianNorms:
     bit: no buffer, gradient, mode or random state changes.
 
     Args:
-        module: the network, on its device, with stages named layer1, layer2, ...
+        module: the network, on its device, with stages named layer1, layer2, ...; of a pair, the first is measured.
         seed: of the run.
         lanes: of a step, over all ranks; together they give `IMAGES` images, and one each if they are more.
         channels_last: as the module lies.
     """
 
     def __init__(self, module: nn.Module, seed: int, lanes: int, channels_last: bool) -> None:
-        self._module, self._seed, self._channels_last = module, seed ^ _STREAM, channels_last
+        self._module, self._seed, self._channels_last = first_network(module), seed ^ _STREAM, channels_last
         self._per_lane = max(1, IMAGES // lanes)
         self._kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 

@@ -14,6 +14,7 @@ from torch import nn
 from pipeline.data.batch import Batch
 from pipeline.data.loader import EvalBatches, Feed, eval_keys
 from pipeline.data.pixels import normalise
+from pipeline.model.pair import first_network
 from pipeline.train import dist
 from pipeline.train.evaluate import open_set
 from pipeline.train.stored import StoredRun
@@ -30,7 +31,7 @@ Array = NDArray[Any]
 
 
 def probe_run(folder: Path, train: str, test: str, *, limit: int = LIMIT, trust: bool = False) -> dict[str, Any]:
-    """Probe the newest checkpoint of a run, in this one process.
+    """Probe the newest checkpoint of a run, in this one process; of a pair of networks, the first.
 
     Per stage, multinomial logistic regression (L2 with C = 1 on the sum over images, L-BFGS, features of mean 0 and
     deviation 1 over the training images) on the stage's output, averaged over the map. Nothing is chosen, on the test
@@ -68,7 +69,7 @@ def probe_run(folder: Path, train: str, test: str, *, limit: int = LIMIT, trust:
             f"--train and --test are one dataset, '{learnt.place}': an accuracy on it would be of what was learnt"
         )
     labels = {"train": clean_labels(learnt, trust=trust), "test": clean_labels(asked, trust=True)}
-    module = run.module(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    module = first_network(run.module(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
     found: dict[str, dict[str, Array]] = {}
     about: dict[str, Any] = {"run": str(folder), "step": run.step}
     targets = {}

@@ -15,6 +15,7 @@ from pipeline import configfile
 from pipeline.data.loader import Part
 from pipeline.data.selection import select
 from pipeline.model import backbone
+from pipeline.model.pair import Pair, build_networks
 from pipeline.train.anchors import anchors, probabilities
 from pipeline.train.bad import BadImages
 from pipeline.train.checkpoint import evaluated, newest, read_index
@@ -114,10 +115,11 @@ class StoredRun:
         ids, place = np.unique(found, return_inverse=True)  # one image may stand for several classes
         return self._over(probabilities, manifest, world, Part(ids, manifest.labels))[place]
 
-    def module(self, device: torch.device) -> backbone.Backbone:
+    def module(self, device: torch.device) -> backbone.Backbone | Pair:
         """The module of the newest checkpoint, the EMA if it has one, in evaluation mode on a device."""
-        model = self.config.model
-        module = backbone.build(model.name, len(self.classes), heads=self.config.heads, stem=model.stem)
+        model, config = self.config.model, self.config
+        make = partial(backbone.build, model.name, len(self.classes), heads=config.heads, stem=model.stem)
+        module = build_networks(make, config.method.networks, config.run.seed)
         module.load_state_dict(load_file(evaluated(self._checkpoint)))
         return module.to(device).eval()
 

@@ -20,6 +20,7 @@ from pipeline.data.loader import EvalBatches, Feed, TrainBatches, eval_keys, lan
 from pipeline.data.plan import Need, Plan
 from shards.build import build
 from shards.cache import Cache
+from shards.errors import InputError
 from shards.manifest import Manifest
 from shards.readers import find
 
@@ -115,6 +116,27 @@ def test_what_fails_is_left_to_the_worker(served: Server, small: Manifest, tmp_p
     del served.always[bad]
     index = plan.needs(0, 0)[0].shard
     assert manifest.shard_path(index).read_bytes() == small.shard_path(index).read_bytes()
+
+
+def test_what_cannot_be_asked_for_is_left_to_the_worker_too(
+    small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package of an address may be missing: the one line about it comes from who needs the shard."""
+    file = Path(shutil.copytree(small.root, tmp_path / "here")) / "manifest.json"
+    document = json.loads(file.read_text())
+    for shard in document["shards"]:
+        shard["place"] = "unheard-of://host/folder"
+    file.write_text(json.dumps(document))
+    manifest, plan = Manifest.load(tmp_path / "here", Cache(tmp_path / "cache", seconds=5)), order(small)
+    raised: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    before = set(threading.enumerate())
+    Ahead(manifest, plan, range(2), 0, plan.steps_per_epoch, 1)
+    started = set(threading.enumerate()) - before
+    soon(lambda: not any(thread.is_alive() for thread in started))
+    assert not raised
+    with pytest.raises(InputError, match="fsspec knows no unheard-of://"):
+        manifest.shard_path(0)
 
 
 def test_shards_at_a_server_are_fetched_for_a_manifest_that_lies_here(

@@ -173,7 +173,7 @@ def test_a_shard_of_another_length_is_refused(photos: Manifest, tmp_path: Path) 
     with pytest.raises(OwnError, match=r"its manifest says \d+"):
         ShardReader(manifest).image_bytes(0)
     shard.unlink()
-    with pytest.raises(OwnError, match="No such file"):
+    with pytest.raises(OwnError, match="No such file or directory; mend this, or copy it again"):
         ShardReader(manifest).image_bytes(0)
 
 

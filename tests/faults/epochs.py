@@ -13,9 +13,14 @@ LANES = 2
 VIEW = {"crop": 16, "augment": "resized_crop", "max_pixels": 178_956_970}
 
 
+def order(manifest: Manifest) -> Plan:
+    """Micro-batches of 10."""
+    return Plan(manifest, lanes=LANES, micro_batch=10, seed=4, shuffle_shards=1)
+
+
 def feed(manifest: Manifest, workers: int = 0) -> Feed:
-    """One epoch in micro-batches of 10."""
-    plan = Plan(manifest, lanes=LANES, micro_batch=10, seed=4, shuffle_shards=1)
+    """One epoch."""
+    plan = order(manifest)
     batches = TrainBatches(manifest, plan, manifest.labels, flip=True, **VIEW)
     return Feed(batches, train_keys(plan, range(LANES), 0, plan.steps_per_epoch), workers, pin=False)
 

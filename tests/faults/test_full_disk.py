@@ -6,17 +6,21 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from epochs import epoch, same
+from epochs import LANES, epoch, feed, order, same
 from server import serving
 
+from pipeline.data import ahead
+from pipeline.data.ahead import Ahead
 from shards.build import build
 from shards.cache import Cache
 from shards.errors import InputError, OwnError
 from shards.manifest import Manifest
 from shards.readers import find
+from shards.url import folder_name
 from shards.verify import verify
 
 Disk = Callable[[int], Path]
@@ -64,6 +68,30 @@ def test_a_full_disk_makes_room_in_our_own_cache_and_goes_on(photos: Manifest, d
             assert same(epoch(manifest), epoch(photos))
     assert max(server.asked[shard.name] for shard in photos.shards) > 1  # not all fitted
     assert not [*place.rglob("*.part")]
+
+
+def test_a_full_disk_is_not_filled_ahead_of_need(photos: Manifest, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fetched ahead must leave the worker the room that it made."""
+    monkeypatch.setattr(ahead, "_LOOK", 0.01)
+    monkeypatch.setattr(ahead, "_PAUSE", 0.02)
+    place = disk(table_bytes(photos) + 3 * photos.shards[0].bytes + 40_000)
+    killed = place / folder_name("http://x") / f"{'0' * 64}-shard-000000.tar.part"
+    with serving(photos.root) as server:
+        server.delay = 0.01
+        manifest = Manifest.load(server.url, Cache(place, seconds=10))
+        killed.parent.mkdir()
+        killed.write_bytes(bytes(photos.shards[0].bytes))  # of a process that is gone, after the others began
+        for _ in range(3):
+            with closing(feed(manifest)) as batches:
+                plan = order(manifest)
+                walk = Ahead(manifest, plan, range(LANES), 0, plan.steps_per_epoch, 1)
+                found = []
+                for number, batch in enumerate(batches):
+                    walk.reached(number // LANES)
+                    found.append(batch)
+                walk.close()
+            assert same(found, epoch(photos))
+    assert not killed.exists()
 
 
 def test_a_disk_full_of_other_things_is_one_clear_line(photos: Manifest, disk: Disk) -> None:

@@ -64,6 +64,7 @@ KINDS: dict[str, tuple[str, bytes, NDArray[np.uint8], int]] = {
     "16_bit": ("f.png", encoded(Image.fromarray(SHADES), "PNG"), np.repeat(SHADES[..., None] >> 8, 3, 2), 0),
     "16_bit_named_jpg": ("g.jpg", encoded(Image.fromarray(SHADES), "PNG"), np.repeat(SHADES[..., None] >> 8, 3, 2), 0),
     "palette": ("h.png", encoded(PICTURE.quantize(256), "PNG"), RGB, 48),
+    "palette_see_through": ("n.png", encoded(PICTURE.quantize(256), "PNG", transparency=bytes(range(256))), RGB, 48),
     "rgba": ("i.png", encoded(see_through(), "PNG"), RGB, 0),
     "rgba_webp": ("j.webp", encoded(see_through(), "WEBP", lossless=True, exact=True), RGB, 0),
     "animated_gif_named_jpg": ("k.jpg", animated("GIF"), RGB, 64),
@@ -175,7 +176,7 @@ def test_a_sheet_crosses_out_what_is_broken(
     sharded: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", str(sharded.root), "--sheet", str(tmp_path / "sheet.png")]) == 0
-    assert f"17 pictures, {len(BROKEN)} of them cannot be decoded" in capsys.readouterr().out
+    assert f"{len(KINDS) + len(BROKEN)} pictures, {len(BROKEN)} of them cannot be decoded" in capsys.readouterr().out
 
 
 def test_no_odd_image_is_a_warning_or_a_traceback_of_its_own(

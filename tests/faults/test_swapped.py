@@ -6,16 +6,20 @@ from pathlib import Path
 
 import pytest
 from epochs import epoch, in_order, same
+from rawsmall import sample, write_tar
 from server import serving
 
+from shards import places
 from shards.build import build
 from shards.cache import Cache
 from shards.errors import InputError, OwnError
+from shards.index import index
 from shards.manifest import Manifest
 from shards.readers import find
 from shards.verify import verify
 
 Equal = Callable[[int], Manifest]
+LABEL = {"label": 0}
 
 
 @pytest.fixture
@@ -34,6 +38,23 @@ def test_two_swapped_shards_of_one_length_end_training_with_their_name(folder: P
     manifest = Manifest.load(folder)  # by their lengths, all is well
     with pytest.raises(OwnError, match=r"train/shard-00000[02]\.tar does not hold sample \d+ as .*another file"):
         epoch(manifest)
+
+
+def test_two_swapped_tars_of_others_of_one_length_end_training_with_their_name(tmp_path: Path) -> None:
+    """Nobody knows what their members should be called, but how long they are the index knows."""
+    for number in range(2):
+        write_tar(
+            tmp_path / f"{number}.tar", [file for i in range(4) for file in sample(f"{i}", 4 * number + i, LABEL)]
+        )
+    tars = [tmp_path / "0.tar", tmp_path / "1.tar"]
+    assert tars[0].stat().st_size == tars[1].stat().st_size
+    manifest = index(places.find([*map(str, tars)]), tmp_path)
+    sound = in_order(manifest)
+    assert sound.valid.all()
+    swap(tmp_path, "0.tar", "1.tar")
+    with pytest.raises(OwnError, match=r"/0\.tar does not hold sample 0 as samples.npy says: damaged, or another file"):
+        in_order(Manifest.load(tmp_path))
+    assert any("its SHA-256 is not" in line for line in verify(tmp_path).differences)
 
 
 def test_two_swapped_shards_of_other_lengths_are_refused_on_opening(copied: Manifest) -> None:
@@ -97,16 +118,16 @@ def test_a_shard_of_another_build_of_photographs_ends_training_with_its_name(
 
 
 def test_one_name_in_train_and_val_behind_one_cache(equal: Equal, tmp_path: Path) -> None:
-    places = {"train": equal(0), "val": equal(1)}
-    for name, built in places.items():
+    sets = {"train": equal(0), "val": equal(1)}
+    for name, built in sets.items():
         shutil.copytree(built.root, tmp_path / "data" / name)
     cache = Cache(tmp_path / "cache")
-    fetched = {name: Manifest.load(tmp_path / "data" / name, cache) for name in places}
-    for index in range(4):  # in turns
-        for name, built in places.items():
-            assert fetched[name].shards[index].name == built.shards[index].name
-            assert fetched[name].shard_path(index).read_bytes() == built.shard_path(index).read_bytes()
-    for name, built in places.items():
+    fetched = {name: Manifest.load(tmp_path / "data" / name, cache) for name in sets}
+    for number in range(4):  # in turns
+        for name, built in sets.items():
+            assert fetched[name].shards[number].name == built.shards[number].name
+            assert fetched[name].shard_path(number).read_bytes() == built.shard_path(number).read_bytes()
+    for name, built in sets.items():
         assert same([in_order(fetched[name])], [in_order(built)])
     assert len([*cache.root.rglob("*.tar")]) == 8
 

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "elr-smoothing": {"method__base": "elr", "method__aux": "smoothing", "engine__precision": "bfloat16"},
     "ce-deep": {"method__aux": "deep"},
     "gce-distillation": {"method__base": "gce", "method__aux": "distillation"},
+    "coteaching-alasca": {"method__pair": "coteaching", "method__coteaching": {"ramp_epochs": 1}},
+    "coteaching_plus-elr": {
+        **{"method__pair": "coteaching+", "method__base": "elr", "method__aux": "none"},
+        "method__coteaching_plus": {"ramp_epochs": 1, "initial_epochs": 1},
+    },
 }
-BANKS = {"forward-alasca": {"alasca"}, "elr-alasca": {"alasca", "elr"}, "elr-smoothing": {"elr"}}
+BANKS = {
+    "forward-alasca": {"alasca"},
+    "elr-alasca": {"alasca", "elr"},
+    "elr-smoothing": {"elr"},
+    "coteaching-alasca": {"network1/alasca", "network2/alasca"},
+    "coteaching_plus-elr": {"network1/elr", "network2/elr"},
+}
 
 # All of them one after another in this process, one of two: starting a process takes longer than its runs.
 IN_TURN = """
@@ -101,9 +112,17 @@ def one(configured: Configured, world: World) -> Callable[[str], Training]:
 
 
 def rows(folder: Path, world: int) -> dict[str, torch.Tensor]:
-    """Of each bank, over all ranks."""
-    states = [packed.read(folder / LAST / own_name(rank)) for rank in range(world)]
-    return {name: torch.cat([state[name]["rows"] for state in states]) for name in states[0]}
+    """Of each bank, of each network, over all ranks."""
+    states = [dict(banks_of(packed.read(folder / LAST / own_name(rank)))) for rank in range(world)]
+    return {name: torch.cat([state[name] for state in states]) for name in states[0]}
+
+
+def banks_of(state: dict[str, Any], before: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    for name, inner in state.items():
+        if "rows" in inner:
+            yield before + name, inner["rows"]
+        else:
+            yield from banks_of(inner, f"{before}{name}/")
 
 
 @pytest.mark.timeout(300)
@@ -145,6 +164,7 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(
         [timeless(r) for r in read_metrics(run.config.folder) if r["kind"] == "train"] for run in (straight, cut)
     ]
     assert records[0] == records[1]
-    weight = 0.0 if cut.objective.aux is None else cut.objective.aux.aux_weight
+    aux = cut.config.method.aux
+    weight = 0.0 if aux == "none" else getattr(cut.config.method, aux).aux_weight
     for r in records[1]:
         assert r["loss"] == pytest.approx(r["loss/base"] + weight * r.get("loss/aux", 0.0), rel=1e-5)

@@ -143,8 +143,9 @@ def test_what_never_fits_is_refused_with_both_digests(
 def test_what_does_not_pass_is_not_tried_again(built: Manifest, served: Server, cache: Cache, number: int) -> None:
     manifest, name = load(served, cache), built.shards[0].name
     served.always[f"train/{name}"] = web.status(number)
-    with pytest.raises(OwnError, match=rf"train/{name}: .*{403 if number == 401 else number}"):
+    with pytest.raises(OwnError, match=rf"train/{name}: .*{403 if number == 401 else number}") as caught:
         manifest.shard_path(0)
+    assert "; see to the " in str(caught.value)
     assert served.asked[f"train/{name}"] == 1
 
 

@@ -59,12 +59,15 @@ def test_a_run_from_a_server_is_the_run_from_the_folder(
 
 
 def test_a_run_goes_on_from_a_server_and_back(
-    configured: Configured, world: World, served: Server, tmp_path: Path
+    configured: Configured, world: World, served: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """There through a cache that holds one shard of all that are read at once: slow, never wrong, and said."""
     straight = trained(configured(run__name="straight"), world)
     trained(configured(run__name="moved", run__max_steps=4), world)
-    elsewhere = {"data__train": f"{served.url}/train", "data__cache": str(tmp_path / "cache"), "data__cache_gb": 1.0}
+    elsewhere = {"data__train": f"{served.url}/train", "data__cache": str(tmp_path / "cache"), "data__cache_gb": 1e-4}
+    capfd.readouterr()
     trained(configured(run__name="moved", run__resume="auto", run__max_steps=7, **elsewhere), world)
+    assert "alasca: data.cache_gb = 0.0001 is too little for the 0.000" in capfd.readouterr().err
     moved = trained(configured(run__name="moved", run__resume="auto"), world)
     for ours, theirs in zip(
         straight.engine.module.state_dict().values(), moved.engine.module.state_dict().values(), strict=True
