@@ -17,11 +17,11 @@ import torch
 from jobs import TRAIN, launch
 from safetensors.torch import load_file
 
-from pipeline.cli import main
 from pipeline.model import backbone
 from pipeline.record.track import read_metrics
 from pipeline.train import packed
 from shards.manifest import Manifest
+from tests.conftest import unlaunched
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -92,11 +92,13 @@ def test_weights_and_statistics_agree_between_worlds(alone: Path, two: Path, fou
 
 
 def test_a_run_is_evaluated_and_probed_from_the_command_line(
-    alone: Path, photos: Manifest, clean_photos: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    alone: Path, photos: Manifest, clean_photos: Manifest, tmp_path: Path
 ) -> None:
     def printed(*words: str) -> list[list[str]]:
-        assert main(words) == 0
-        return [line.split() for line in capsys.readouterr().out.splitlines()]
+        command = [sys.executable, "-m", "pipeline", *words]
+        done = subprocess.run(command, env=unlaunched(), capture_output=True, text=True, timeout=150, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return [line.split() for line in done.stdout.splitlines()]
 
     file = tmp_path / "errors.json"
     figures = dict(printed("eval", str(alone), "--data", str(clean_photos.root), "--class-errors", str(file)))

@@ -176,7 +176,7 @@ def test_a_browser_shows_it(browser: Browser, comparison: Results, tmp_path: Pat
     seen = browser.ask(MEASURE)
     assert width - 20 <= seen["window"] <= width and seen["wide"] <= seen["window"], "the document scrolls sideways"
     assert seen["out"] == [] and seen["cut"] == [], "something leaves the window or a chart"
-    assert seen["charts"] == 14 and seen["scripts"] == 0
+    assert seen["charts"] == 21 and seen["scripts"] == 0
     assert seen["text"] >= 11, "letters in charts are too small to read"
     assert seen["colour"] == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
     assert browser.complaints() == [] and browser.requests() == [file.as_uri()]

@@ -1,6 +1,7 @@
 """Ctrl-C ends a build at once, in one line, and leaves nothing that the next one could not go on from."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,13 +63,23 @@ if __name__ == "__main__":
 """
 
 
+@pytest.fixture(scope="module")
+def many(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five times the files: shards of one keep a build busy for a second, wherever it runs."""
+    root = tmp_path_factory.mktemp("many")
+    for label in sorted(path for path in raw.iterdir() if path.is_dir()):
+        for copy in range(5):
+            shutil.copytree(label, root / label.name / str(copy))
+    return root
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.15, 0.4])
-def test_ctrl_c_while_the_workers_start_is_one_line(raw: Path, tmp_path: Path, delay: float) -> None:
+def test_ctrl_c_while_the_workers_start_is_one_line(many: Path, tmp_path: Path, delay: float) -> None:
     """A terminal sends it to the whole group; what a worker would say of it is a traceback."""
     out, script = tmp_path / "out", tmp_path / "script.py"
     script.write_text(INTERRUPTED)
     process = subprocess.Popen(
-        [sys.executable, str(script), str(raw), str(out)], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, str(script), str(many), str(out)], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     parent = psutil.Process(process.pid)
     deadline = time.monotonic() + 60
@@ -83,7 +94,7 @@ def test_ctrl_c_while_the_workers_start_is_one_line(raw: Path, tmp_path: Path, d
     said = [line for line in error.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]
     assert said == [f"{out}: not finished; the same command goes on where it stopped"]
     assert psutil.wait_procs(workers, timeout=10)[1] == []
-    assert build(imagefolder.read(raw, None), out, samples_per_shard=1, workers=1).num_samples == 60
+    assert build(imagefolder.read(many, None), out, samples_per_shard=1, workers=1).num_samples == 300
 
 
 def test_ctrl_c_is_held_back_and_comes_after() -> None:
