@@ -218,7 +218,8 @@ def test_workers_leave_signals_to_the_run_and_end_when_closed(photos: Manifest) 
     feed = Feed(
         TrainBatches(photos, plan, photos.labels, flip=True, **VIEW), train_keys(plan, range(4), 0, 9), 2, pin=False
     )
-    next(feed)
+    for _ in range(2):  # one of each worker: both are past their start
+        next(feed)
     workers = [psutil.Process(worker.pid) for worker in set(multiprocessing.active_children()) - others]
     assert len(workers) == 2
     for worker in workers:
