@@ -70,6 +70,7 @@ class Model(Section):
 
     name: str = "resnet50"
     stem: Literal["imagenet", "small"] = "imagenet"
+    width: Count | None = None  # channels of the first stage, of resnet10 (64) and resnet20 (16)
     heads: Literal["light", "bottleneck", "none"] | None = None
     pretrained: str = "none"  # none | a weights file | a name of torchvision's weights
 

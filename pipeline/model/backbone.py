@@ -8,10 +8,13 @@ from torch import nn
 
 from pipeline.model.heads import build_heads
 from pipeline.model.pretrained import load_pretrained
+from pipeline.model.resnet10 import ResNet10
 from pipeline.model.resnet20 import ResNet20
 from shards.errors import InputError
 
-BACKBONES = ("resnet18", "resnet20", "resnet34", "resnet50", "resnet101")
+BACKBONES = ("resnet10", "resnet18", "resnet20", "resnet34", "resnet50", "resnet101")
+# Not torchvision's, so of any width.
+_OWN = {"resnet10": ResNet10, "resnet20": ResNet20}
 STEMS = ("imagenet", "small")
 
 
@@ -60,6 +63,7 @@ def build(
     heads: str = "light",
     pretrained: str | None = None,
     stem: str = "imagenet",
+    width: int | None = None,
 ) -> Backbone:
     """Build a backbone with its auxiliary heads, in float32 on the CPU.
 
@@ -74,6 +78,7 @@ def build(
             backbone ("IMAGENET1K_V2", "DEFAULT"), which torchvision downloads. The classifier `fc` is taken over only
             if its number of classes is K; the heads are never loaded.
         stem: "imagenet" (7x7 stride 2, max-pool) or "small" (3x3 stride 1, no max-pool, for images of about 32 pixels).
+        width: channels of the first stage, of resnet10 (64 unless given) and resnet20 (16); the others follow it.
 
     Raises:
         InputError: an unknown name or value, or pretrained weights that cannot be read or do not fit.
@@ -82,8 +87,7 @@ def build(
     _choose("stem", stem, STEMS)
     if num_classes < 2:
         raise InputError(f"num_classes = {num_classes}: a classifier needs at least 2 classes; check the manifest")
-    trunk = ResNet20(num_classes) if name == "resnet20" else _torchvision_trunk(name, num_classes, stem)
-    net = Backbone(trunk)
+    net = Backbone(_trunk(name, num_classes, stem, width))
     made = build_heads(heads, net.stage_widths, net.conv1.out_channels, num_classes)
     if pretrained is not None:
         load_pretrained(net, name, pretrained)
@@ -91,9 +95,14 @@ def build(
     return net
 
 
-def _torchvision_trunk(name: str, num_classes: int, stem: str) -> nn.Module:
-    trunk = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
-    if stem == "small":
+def _trunk(name: str, num_classes: int, stem: str, width: int | None) -> nn.Module:
+    if name in _OWN:
+        trunk: nn.Module = _OWN[name](num_classes) if width is None else _OWN[name](num_classes, width)
+    elif width is None:
+        trunk = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    else:
+        raise InputError(f"width = {width} in [model]: {name} has its own; drop it, or name {' or '.join(_OWN)}")
+    if stem == "small" and name != "resnet20":
         trunk.conv1 = nn.Conv2d(3, trunk.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
         trunk.maxpool = nn.Identity()

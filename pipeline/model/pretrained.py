@@ -42,7 +42,7 @@ def load_pretrained(net: nn.Module, name: str, source: str) -> None:
 
 
 def _read(name: str, source: str) -> Any:
-    # resnet20 has no weights in torchvision.
+    # resnet10 and resnet20 have no weights in torchvision.
     names: list[str] = []
     if name in torchvision.models.list_models(module=torchvision.models):
         names = list(torchvision.models.get_model_weights(name).__members__)

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
-WIDTHS = (16, 32, 64)
+WIDTH = 16
 BLOCKS = 3
 
 
@@ -28,20 +28,21 @@ class ResNet20(nn.Module):
     """The layers of ResNet-20 under torchvision's names; `pipeline.model.backbone` runs them.
 
     3x3 convolution to 16 channels, three stages of three basic blocks with 16, 32 and 64 channels, global average pool,
-    linear; parameter-free shortcuts (option A). 269,722 parameters at 10 classes.
+    linear; parameter-free shortcuts (option A). 269,722 parameters at 10 classes. Another `width` than 16 changes all
+    channels in proportion.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, width: int = WIDTH) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity()
-        self.layer1 = _stage(WIDTHS[0], WIDTHS[0])
-        self.layer2 = _stage(WIDTHS[0], WIDTHS[1])
-        self.layer3 = _stage(WIDTHS[1], WIDTHS[2])
+        self.layer1 = _stage(width, width)
+        self.layer2 = _stage(width, 2 * width)
+        self.layer3 = _stage(2 * width, 4 * width)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(WIDTHS[2], num_classes)
+        self.fc = nn.Linear(4 * width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

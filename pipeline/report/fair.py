@@ -6,7 +6,7 @@ from pipeline.report.finished import Run
 from pipeline.report.statistics import Spread, spread
 
 # What decides speed besides the method; the number of heads belongs to the method.
-_SETTINGS = ("data.", "engine.", "model.name", "model.stem")
+_SETTINGS = ("data.", "engine.", "model.name", "model.stem", "model.width")
 _METHOD = ("method.", "model.heads")
 
 

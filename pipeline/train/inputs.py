@@ -84,6 +84,7 @@ class Inputs:
             heads=config.heads,
             pretrained=pretrained,
             stem=model.stem,
+            width=model.width,
         )
         module = build_networks(make, config.method.networks, config.run.seed)
         return cls(manifest, selection, sets, plan, module)

@@ -118,7 +118,14 @@ class StoredRun:
     def module(self, device: torch.device) -> backbone.Backbone | Pair:
         """The module of the newest checkpoint, the EMA if it has one, in evaluation mode on a device."""
         model, config = self.config.model, self.config
-        make = partial(backbone.build, model.name, len(self.classes), heads=config.heads, stem=model.stem)
+        make = partial(
+            backbone.build,
+            model.name,
+            len(self.classes),
+            heads=config.heads,
+            stem=model.stem,
+            width=model.width,
+        )
         module = build_networks(make, config.method.networks, config.run.seed)
         module.load_state_dict(load_file(evaluated(self._checkpoint)))
         return module.to(device).eval()
