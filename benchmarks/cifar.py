@@ -67,11 +67,11 @@ def write_list(path: Path, rows: Iterable[tuple[str, int, int]]) -> None:
         writer.writerows(rows)
 
 
-def test_rows(folder: Path) -> list[tuple[str, int, int]]:
-    """Every test image with its class; the classes are the folders, sorted."""
+def rows_of_tests(folder: Path, of_each: int | None = None) -> list[tuple[str, int, int]]:
+    """Test images with their class, all or the first so many of each; the classes are the folders, sorted."""
     classes = sorted(path.name for path in (folder / "test").iterdir())
     return [
         (path.relative_to(folder).as_posix(), number, number)
         for number, name in enumerate(classes)
-        for path in sorted((folder / "test" / name).iterdir())
+        for path in sorted((folder / "test" / name).iterdir())[:of_each]
     ]

@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
-# The methods on one GPU: ResNet-50, 224 pixels, bfloat16, channels_last, beside a plain torch loop and timm.
-#   benchmarks/gpu.sh          one GPU, under 10 minutes; what does not fit its memory is named and left out
-#   TOY=1 benchmarks/gpu.sh    the same on a CPU at toy size, under 2 minutes, with a quicker backend of torch.compile:
-#                              that the script works; its figures mean nothing and go to build/benchmarks
+# What is measured on one GPU.
+#   benchmarks/gpu.sh            what the methods cost: ResNet-50, 224 pixels, bfloat16, channels_last, beside a plain
+#                                torch loop and timm; under 10 minutes; what does not fit its memory is named, left out
+#   IMAGES=cifar10-images.zip LABELS=cifar10n-labels.csv benchmarks/gpu.sh findings
+#                                what they are worth: CIFAR-10N worst, ResNet-34, 36 epochs each; hours. Stops saved
+#                                after MINUTES=9 (with status 1), and the same command goes on
+#   TOY=1 benchmarks/gpu.sh ...  the same on a CPU at toy size, a few minutes: that the script works; its figures mean
+#                                nothing and go to build/
 #   MICRO_BATCH=64 benchmarks/gpu.sh
-# Writes benchmarks/results/gpu.json (every sample) and gpu.md. The network is used only if timm is missing.
+# The first writes benchmarks/results/gpu.json (every sample) and gpu.md, the second finding-cifar10n-comparison.json and
+# .csv there. The network is used only if timm is missing.
 set -euo pipefail
 
 fail() {
@@ -12,27 +17,40 @@ fail() {
     exit 2
 }
 
-[[ $# -eq 0 ]] || fail "takes no arguments, only TOY=1 and MICRO_BATCH=N"
+task=${1:-costs}
+[[ $# -le 1 && $task =~ ^(costs|findings)$ ]] \
+    || fail "takes nothing or 'findings', besides TOY=1, MICRO_BATCH=N, IMAGES=ZIP, LABELS=CSV and MINUTES=N"
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
 [[ -x $python ]] || fail "no .venv: run make install"
+toy=${TOY:-0}
+if [[ $toy == 1 ]]; then
+    export CUDA_VISIBLE_DEVICES=""
+else
+    "$python" -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || fail "no GPU here; TOY=1 tries it on a CPU"
+    # One is enough, and the first in sight is used.
+    export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
+fi
+
+if [[ $task == findings ]]; then
+    [[ -n ${IMAGES:-} && -n ${LABELS:-} ]] || fail "findings needs IMAGES=ZIP and LABELS=CSV; see the top of this file"
+    arguments=(large --images "$IMAGES" --labels "$LABELS")
+    if [[ $toy == 1 ]]; then arguments+=(--toy); else arguments+=(--minutes "${MINUTES:-9}"); fi
+    exec "$python" -m benchmarks.findings "${arguments[@]}"
+fi
 
 # Within the lock, so that nothing that is measured changes. Without it the run goes on and says so.
 "$python" -c "import timm" 2> /dev/null \
     || .venv/bin/uv pip install --python "$python" --constraint requirements.lock timm \
     || echo "gpu.sh: timm could not be installed; the run goes on without it" >&2
 
-if [[ ${TOY:-0} == 1 ]]; then
-    export CUDA_VISIBLE_DEVICES=""
+if [[ $toy == 1 ]]; then
     out=build/benchmarks/toy
     # resnet18, since it is the smallest that timm has too.
     arguments=(--model resnet18 --size 32 --classes 10 --micro-batch "${MICRO_BATCH:-8}" --steps 1 --repeats 3
         --compiler aot_eager)
 else
-    "$python" -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || fail "no GPU here; TOY=1 tries it on a CPU"
     out=benchmarks/results/gpu
-    # One is enough, and the first in sight is used.
-    export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
     arguments=(--model resnet50 --size 224 --classes 1000 --micro-batch "${MICRO_BATCH:-128}" --steps 10 --repeats 7
         --warmup 5)
 fi
