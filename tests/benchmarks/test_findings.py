@@ -1,4 +1,4 @@
-"""The lists, the recipes and their toy versions are what `benchmarks.findings` trains on. Training itself is `compare`'s."""
+"""The lists, the recipes and their toy versions are what `benchmarks.findings` trains on."""
 
 import csv
 import tomllib
