@@ -25,8 +25,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     try:
         with zipfile.ZipFile(archive) as packed:
             members = [m for m in packed.infolist() if m.filename.endswith(".jpg")]
-            there = folder.exists() and sum(1 for _ in folder.rglob("*.jpg"))
-            if there != len(members):
+            if sum(1 for _ in folder.rglob("*.jpg")) != len(members):
                 packed.extractall(folder, members)
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(

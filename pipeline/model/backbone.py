@@ -103,7 +103,9 @@ def _trunk(name: str, num_classes: int, stem: str, width: int | None) -> nn.Modu
     else:
         raise InputError(f"width = {width} in [model]: {name} has its own; drop it, or name {' or '.join(_OWN)}")
     if stem == "small" and name != "resnet20":
-        trunk.conv1 = nn.Conv2d(3, trunk.conv1.out_channels, 3, padding=1, bias=False)
+        conv1 = trunk.conv1
+        assert isinstance(conv1, nn.Conv2d)
+        trunk.conv1 = nn.Conv2d(3, conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
         trunk.maxpool = nn.Identity()
     return trunk

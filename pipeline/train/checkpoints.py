@@ -25,11 +25,13 @@ from pipeline.train.checkpoint import (
     warn_of,
 )
 from pipeline.train.dist import World
+from pipeline.train.lock import Lock
 from pipeline.train.snapshot import Snapshot
 from pipeline.train.writer import Writer, remove
 from shards.errors import InputError
 
 _SECONDS_TO_SEE = 20.0  # a network file system shows a new file late
+_SECONDS_TO_END = 30.0  # an attempt that was just killed may still be ending
 
 
 class Checkpoints:
@@ -59,12 +61,13 @@ class Checkpoints:
         self._patience, self._moves = patience, moves
         self._snapshot, self._writer = Snapshot(), self._new_writer("")
         self.failures: list[str] = []
+        self._lock = Lock(folder.parent / "lock")
 
     def meet(self) -> None:
-        """Make the folder, agree on a name for this attempt, and make sure that all ranks see the same folder.
+        """Make the folder and a name for this attempt, and see that all ranks find it and no other attempt has it.
 
         Raises:
-            InputError: they do not, or it cannot be made.
+            InputError: they do not, another attempt has it, or it cannot be made.
         """
         attempt = str(dist.gather(uuid4().hex[:12])[0])
         self._writer = self._new_writer(attempt)
@@ -72,10 +75,13 @@ class Checkpoints:
         if self._world.rank == 0:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock.take(min(_SECONDS_TO_END, self._patience / 2))
                 for old in self.folder.glob(".attempt-*"):  # of one that was killed right here
                     old.unlink(missing_ok=True)
                 sign.touch()
                 self._writer.sweep()  # an attempt may have ended within a save
+            except InputError as error:
+                reason = str(error)
             except OSError as error:
                 reason = f"run.dir: cannot write the run to {self.folder.parent}: {error.strerror}"
         if reason := dist.gather(reason)[0]:
@@ -212,6 +218,7 @@ class Checkpoints:
     def close(self, seconds: float) -> None:
         """Let what is being written be finished, for so long; a run that fails leaves after it."""
         self._writer.wait(seconds=seconds)
+        self._lock.release()
 
     def _new_writer(self, attempt: str) -> Writer:
         return Writer(self.folder, self._world, attempt, self._patience, self._prune, self._failed)

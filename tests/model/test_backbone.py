@@ -94,6 +94,32 @@ def test_resnet20_shortcut_takes_every_second_pixel_and_adds_zero_channels():
     assert list(shortcut.parameters()) == []
 
 
+def test_resnet10_is_half_a_resnet18_under_its_names():
+    ours = build("resnet10", num_classes=7, heads="none").state_dict()
+    theirs = torchvision.models.resnet18(num_classes=7).state_dict()
+    second_blocks = {key for key in theirs if key.startswith("layer") and key.split(".")[1] == "1"}
+    assert {key: value.shape for key, value in ours.items()} == {
+        key: value.shape for key, value in theirs.items() if key not in second_blocks
+    }
+    # torchvision's own forward, with one block a stage.
+    half = torchvision.models.resnet.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=7)
+    half.load_state_dict(ours)
+    net = build("resnet10", num_classes=7, heads="none")
+    net.load_state_dict(ours)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(net.eval()(x)[0], half.eval()(x))
+
+
+@pytest.mark.parametrize(("name", "stages"), [("resnet10", (12, 24, 48, 96)), ("resnet20", (12, 24, 48))])
+def test_a_width_is_that_of_the_first_stage_and_the_others_follow(name, stages):
+    net = build(name, num_classes=4, heads="light", stem="small", width=12)
+    assert tuple(net.stage_widths) == stages
+    main, aux = net(torch.randn(2, 3, 32, 32))
+    assert main.shape == (2, 4)
+    assert [logits.shape for logits in aux] == [(2, 4)] * 3
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_no_parameter_without_dimensions(name):
     # DeepSpeed fails on them.
@@ -110,6 +136,7 @@ def test_no_parameter_without_dimensions(name):
         ({"stem": "smal"}, ['stem = "smal"', 'did you mean "small"?']),
         ({"heads": "heavy"}, ['heads = "heavy"', "light, bottleneck, none"]),
         ({"num_classes": 1}, ["num_classes = 1"]),
+        ({"width": 32}, ["width = 32", "resnet18 has its own", "resnet10 or resnet20"]),
     ],
 )
 def test_wrong_values_are_named(arguments, words):
