@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pipeline.config import Engine as EngineConfig
 from pipeline.config import Optim
 from pipeline.data.pixels import normalise
-from pipeline.method.alasca import Alasca
+from pipeline.method.alasca import Alasca, Trust
 from pipeline.method.bank import SampleBank
 from pipeline.method.lipschitz import HiddenGradients, InputJacobian
 from pipeline.method.objective import Objective
@@ -135,7 +135,7 @@ def _ours(variant: Variant, setting: Setting, world: World, batches: Iterator[Ba
 def _objective(method: str, module: nn.Module, setting: Setting, device: torch.device) -> Objective:
     if method in ALASCA:
         bank = SampleBank(0, BATCHES * setting.micro_batch, setting.classes, device=device)
-        return Objective(aux=Alasca(bank=bank), banks={"alasca": bank})
+        return Objective(aux=Alasca(Trust(bank=bank)), banks={"alasca": bank})
     if method == "har":
         return Objective(penalty=HiddenGradients(module), penalty_weight=PENALTY_WEIGHT[method])
     if method == "jacobian":

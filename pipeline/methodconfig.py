@@ -8,13 +8,16 @@ from pipeline.section import Count, Fraction, NonNegative, Section
 
 
 class Alasca(Section):
-    """ALASCA (Ko, Yi, Yun; AAAI 2023), defaults as released; the warm-up defaults to a quarter of the run."""
+    """ALASCA (Ko, Yi, Yun; AAAI 2023), defaults as released; the warm-up defaults to a quarter of the run.
+
+    All but `aux_weight` is also what base = "adaptive" goes by.
+    """
 
     aux_weight: NonNegative = 2.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.7
     temperature: Annotated[float, Field(gt=0)] = 0.333
     warmup_epochs: NonNegative | None = None
-    confidence: Literal["ema", "current"] = "ema"
+    confidence: Literal["ema", "averaged", "current"] = "ema"
 
 
 class DeepSupervision(Section):
@@ -122,7 +125,7 @@ _PENALTY_WEIGHTS = {"none": 0.0, "har": 0.1 / 128, "jacobian": 0.01}
 class Method(Section):
     """Base loss on the main head, regulariser on the auxiliary heads; a penalty on the network, or a pair of them."""
 
-    base: Literal["ce", "ls", "gce", "sce", "nce_rce", "forward", "elr"] = "ce"
+    base: Literal["ce", "adaptive", "ls", "gce", "sce", "nce_rce", "forward", "elr"] = "ce"
     aux: Literal["none", "alasca", "deep", "smoothing", "distillation"] = "alasca"
     pair: Literal["none", "decoupling", "coteaching", "coteaching+"] = "none"
     penalty: Literal["none", "har", "jacobian"] = "none"
@@ -156,6 +159,12 @@ class Method(Section):
         return self
 
     @model_validator(mode="after")
+    def _average_needs_heads(self) -> Self:
+        if self.trusts and self.alasca.confidence == "averaged" and self.aux == "none":
+            raise ValueError("alasca.confidence = 'averaged' is of the heads and needs an aux; without one take 'ema'")
+        return self
+
+    @model_validator(mode="after")
     def _penalty_of_one_network(self) -> Self:
         if self.pair != "none" and self.penalty != "none":
             raise ValueError(f"penalty = '{self.penalty}' is for one network: drop it, or pair = '{self.pair}'")
@@ -182,9 +191,14 @@ class Method(Section):
         return _PENALTY_WEIGHTS[self.penalty] if self.penalty_weight is None else self.penalty_weight
 
     @property
+    def trusts(self) -> bool:
+        """Whether labels are trusted more or less: what `alasca` says beside `aux_weight` is of this."""
+        return self.aux == "alasca" or self.base == "adaptive"
+
+    @property
     def banks(self) -> tuple[str, ...]:
         """What the method keeps per sample, by name, of each network; each is K numbers."""
-        kept = {"alasca": self.aux == "alasca" and self.alasca.confidence == "ema", "elr": self.base == "elr"}
+        kept = {"alasca": self.trusts and self.alasca.confidence != "current", "elr": self.base == "elr"}
         return tuple(name for name, keeps in kept.items() if keeps)
 
     @property

@@ -3,6 +3,7 @@
 The numbers are those of the released code, listed in docs/method.md.
 """
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,10 @@ from torch.nn import functional as F
 
 from pipeline.method.bank import SampleBank
 from pipeline.method.losses import log_probability
-from pipeline.method.outputs import HeadLosses, Outputs
+from pipeline.method.outputs import Outputs
 from shards.errors import InputError
 
-CONFIDENCES = ("ema", "current")
+CONFIDENCES = ("ema", "averaged", "current")
 
 
 def smoothed_cross_entropy(logits: torch.Tensor, target: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
@@ -84,15 +85,17 @@ class AdaptiveSmoothing:
         return ramp * alpha + (1.0 - ramp)
 
 
-class Alasca:
-    """Cross entropy of each auxiliary head with smoothed targets; the defaults are the released ones (docs/method.md).
+class Trust:
+    """How far each sample's given label is trusted, [B] from 0 to 1, by what the network says of the sample.
+
+    Several losses may ask for it in one micro-batch: the bank moves on once.
 
     Args:
-        aux_weight: lambda, on EACH head.
         momentum, temperature, warmup_epochs: see `AdaptiveSmoothing`; the defaults are those for CIFAR and WebVision.
-        confidence: "ema" (of the moving average of the main logits) or "current" (of the logits at hand, without
-            momentum and temperature: the Clothing1M variant).
-        bank: of K columns, for the moving average; given if and only if confidence is "ema".
+        confidence: "ema" (of the moving average of the main logits), "averaged" (of that of the mean of the main and
+            the last auxiliary logits: the prediction that is reported as averaged; ours, not the paper's) or "current"
+            (of the main logits at hand, without momentum and temperature: the Clothing1M variant).
+        bank: of K columns, for the moving average; given if and only if there is one.
 
     Raises:
         InputError: a value out of range.
@@ -100,7 +103,6 @@ class Alasca:
 
     def __init__(
         self,
-        aux_weight: float = 2.0,
         momentum: float = 0.7,
         temperature: float = 0.333,
         warmup_epochs: float = 30,
@@ -108,24 +110,65 @@ class Alasca:
         bank: SampleBank | None = None,
     ) -> None:
         if confidence not in CONFIDENCES:
-            raise InputError(f'confidence = "{confidence}" in [method.alasca]: choose "ema" or "current"')
-        if not aux_weight >= 0.0:
-            raise InputError(f"aux_weight = {aux_weight} in [method.alasca]: must be 0 or more (default 2.0)")
-        if confidence == "ema":
-            self.smoothing = AdaptiveSmoothing(momentum, temperature, warmup_epochs)
-        else:
+            raise InputError(f'confidence = "{confidence}" in [method.alasca]: choose one of {", ".join(CONFIDENCES)}')
+        if confidence == "current":
             self.smoothing = AdaptiveSmoothing.current(warmup_epochs)
-        assert (bank is not None) == (confidence == "ema"), "a bank if and only if there is an average"
-        self.aux_weight, self._bank = aux_weight, bank
+        else:
+            self.smoothing = AdaptiveSmoothing(momentum, temperature, warmup_epochs)
+        assert (bank is not None) == (confidence != "current"), "a bank if and only if there is an average"
+        self._bank, self._averages = bank, confidence == "averaged"
+        self._last: tuple[weakref.ref[Outputs], torch.Tensor] | None = None  # to hold it would hold its graph
 
-    def __call__(self, outputs: Outputs) -> HeadLosses:
-        """Return the losses of the heads, after one observation of each valid sample has moved its average on."""
+    def __call__(self, outputs: Outputs) -> torch.Tensor:
+        """Return it, without gradient, after one observation of each valid sample has moved its average on."""
+        if self._last is not None and self._last[0]() is outputs:
+            return self._last[1]
         logits = outputs.main.detach()
+        if self._averages:
+            logits = averaged_prediction(logits, [head.detach() for head in outputs.aux])
         if self._bank is not None:
             logits = self._bank.update(outputs.positions, logits, self.smoothing.momentum, outputs.valid)
-        confidence = self.smoothing.confidence(logits, outputs.target, outputs.epoch)
+        found = self.smoothing.confidence(logits, outputs.target, outputs.epoch)
+        self._last = weakref.ref(outputs), found
+        return found
+
+
+class Alasca:
+    """Cross entropy of each auxiliary head with smoothed targets; the defaults are the released ones (docs/method.md).
+
+    Args:
+        trust: in each label.
+        aux_weight: lambda, on EACH head.
+
+    Raises:
+        InputError: a negative weight.
+    """
+
+    def __init__(self, trust: Trust, aux_weight: float = 2.0) -> None:
+        if not aux_weight >= 0.0:
+            raise InputError(f"aux_weight = {aux_weight} in [method.alasca]: must be 0 or more (default 2.0)")
+        self.aux_weight, self._trust = aux_weight, trust
+
+    def __call__(self, outputs: Outputs) -> torch.Tensor:
+        """Return the losses of the heads."""
+        confidence = self._trust(outputs)
         each = [smoothed_cross_entropy(head, outputs.target, confidence) for head in outputs.aux]
-        return HeadLosses(torch.stack(each).sum(dim=0), confidence)
+        return torch.stack(each).sum(dim=0)
+
+
+class AdaptiveBase:
+    """The same smoothing of the main head's targets, [B]: ours. The paper smooths those of the heads alone.
+
+    Args:
+        trust: in each label; that of the heads, if they have one.
+    """
+
+    def __init__(self, trust: Trust) -> None:
+        self._trust = trust
+
+    def __call__(self, outputs: Outputs) -> torch.Tensor:
+        """Return the losses."""
+        return smoothed_cross_entropy(outputs.main, outputs.target, self._trust(outputs))
 
 
 def averaged_prediction(main: torch.Tensor, aux: Sequence[torch.Tensor]) -> torch.Tensor:

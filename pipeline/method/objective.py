@@ -11,7 +11,7 @@ from pipeline.method.bank import SampleBank
 from pipeline.method.evidence import Evidence
 from pipeline.method.lipschitz import Penalty
 from pipeline.method.losses import base_loss
-from pipeline.method.outputs import BaseLoss, HeadLoss, Outputs, Share
+from pipeline.method.outputs import BaseLoss, HeadLoss, Outputs, Share, Trusted
 from shards.errors import InputError
 
 
@@ -22,7 +22,7 @@ class Losses:
     `total` (0-dim, float32) is to be backpropagated: all weighted parts, summed over the valid samples and divided by
     the NOMINAL size B. `right` (0-dim) is how many valid samples' given class the main head predicts. `parts` are
     detached 0-dim SUMS over the valid samples, before any weight: "loss/base"; with auxiliary heads also "loss/aux"
-    (summed over them), and "confidence" where their loss trusts labels more or less; with a penalty also
+    (summed over them), and "confidence" where a loss trusts labels more or less; with a penalty also
     "loss/penalty". Divided by the number of valid samples they are the means to log. `shares` are of other numbers of
     samples: see `Evidence`.
     """
@@ -47,6 +47,7 @@ class Objective:
         penalty_weight: its factor.
         banks: per-sample state that these losses keep, by name: saved, restored and taken back here.
         evidence: what to say of labels whose truth is known, if any is.
+        trust: in each label, which these losses go by, if any does.
 
     Raises:
         InputError: a weight of the penalty below 0.
@@ -60,6 +61,7 @@ class Objective:
         penalty_weight: float = 0.0,
         banks: Mapping[str, SampleBank] | None = None,
         evidence: Evidence | None = None,
+        trust: Trusted | None = None,
     ) -> None:
         if not 0.0 <= penalty_weight < math.inf:
             raise InputError(f"penalty_weight = {penalty_weight} in [method]: must be 0 or more, and finite")
@@ -69,6 +71,7 @@ class Objective:
         self.penalty_weight = penalty_weight
         self.banks = dict(banks or {})
         self.evidence = evidence
+        self.trust = trust
 
     def __call__(
         self,
@@ -119,15 +122,14 @@ class Objective:
 
         `trusted`, [B] from 0 to 1, stands for the confidence in each label where evidence is gathered.
         """
-        total, parts, confidence = base, {"loss/base": base.detach()}, None
+        total, parts = base, {"loss/base": base.detach()}
         if self.aux is not None:
-            heads = self.aux(outputs)
-            regulariser = outputs.sum(heads.losses)
+            regulariser = outputs.sum(self.aux(outputs))
             total = total + self.aux.aux_weight * regulariser
             parts["loss/aux"] = regulariser.detach()
-            confidence = heads.confidence
-            if confidence is not None:
-                parts["confidence"] = outputs.sum(confidence)
+        confidence = None if self.trust is None else self.trust(outputs)
+        if confidence is not None:
+            parts["confidence"] = outputs.sum(confidence)
         if self.penalty is not None:
             each = self.penalty(outputs.main, outputs.target, outputs.positions, outputs.valid, outputs.epoch)
             penalty = outputs.sum(each).float()

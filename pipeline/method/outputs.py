@@ -55,17 +55,8 @@ class Share(NamedTuple):
 # The loss of the main head, [B] float32. What is not valid may have any finite value.
 BaseLoss = Callable[[Outputs], torch.Tensor]
 
-
-@dataclass(frozen=True)
-class HeadLosses:
-    """Losses [B] float32, unweighted and summed over the heads.
-
-    `confidence` [B], from 0 to 1 and without gradient, is how far the method trusts each given label; None where it
-    does not say.
-    """
-
-    losses: torch.Tensor
-    confidence: torch.Tensor | None = None
+# How far the method trusts each given label: [B] from 0 to 1, without gradient. Several losses may ask for it.
+Trusted = Callable[[Outputs], torch.Tensor]
 
 
 class HeadLoss(Protocol):
@@ -73,6 +64,6 @@ class HeadLoss(Protocol):
 
     aux_weight: float
 
-    def __call__(self, outputs: Outputs) -> HeadLosses:
-        """Return the losses of at least one head. What is not valid may have any finite value."""
+    def __call__(self, outputs: Outputs) -> torch.Tensor:
+        """Return the losses, [B] float32, unweighted and summed over at least one head, otherwise as a BaseLoss."""
         ...

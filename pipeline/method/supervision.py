@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.method.losses import cross_entropy, label_smoothing
-from pipeline.method.outputs import HeadLosses, Outputs
+from pipeline.method.outputs import Outputs
 from shards.errors import InputError
 
 
@@ -30,10 +30,10 @@ class Supervision:
             raise InputError(f"epsilon = {epsilon} in [method.smoothing]: must be from 0 to 1 (default 0.1)")
         self.aux_weight, self._epsilon = aux_weight, epsilon
 
-    def __call__(self, outputs: Outputs) -> HeadLosses:
+    def __call__(self, outputs: Outputs) -> torch.Tensor:
         """Return the losses of the heads."""
         each = [label_smoothing(logits, outputs.target, self._epsilon) for logits in outputs.aux]
-        return HeadLosses(torch.stack(each).sum(dim=0))
+        return torch.stack(each).sum(dim=0)
 
 
 class SelfDistillation:
@@ -63,7 +63,7 @@ class SelfDistillation:
             raise InputError(f"temperature = {temperature} {where} above 0 (default 3.0)")
         self.aux_weight, self._alpha, self._temperature = aux_weight, alpha, temperature
 
-    def __call__(self, outputs: Outputs) -> HeadLosses:
+    def __call__(self, outputs: Outputs) -> torch.Tensor:
         """Return the losses of the heads."""
         teacher = self._softened(outputs.main.detach())
         total = torch.zeros(len(outputs.target), device=outputs.main.device)
@@ -72,7 +72,7 @@ class SelfDistillation:
             student = self._softened(logits)
             divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
             total = total + (1.0 - self._alpha) * cross_entropy(logits, outputs.target) + self._alpha * divergence
-        return HeadLosses(total)
+        return total
 
     def _softened(self, logits: torch.Tensor) -> torch.Tensor:
         return F.log_softmax(logits.float() / self._temperature, dim=1)

@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.config import Config
 from pipeline.data.plan import Plan
 from pipeline.data.selection import Selection
-from pipeline.method.alasca import Alasca
+from pipeline.method.alasca import AdaptiveBase, Alasca, Trust
 from pipeline.method.bank import SampleBank
 from pipeline.method.elr import EarlyLearning
 from pipeline.method.evidence import Evidence
@@ -41,9 +41,10 @@ def compose(
     objectives = []
     for _ in range(method.networks):
         banks = {name: _bank(config, manifest, plan, world) for name in method.banks}
-        base, aux = _base(config, banks, matrix, world), _aux(config, banks)
+        trust = _trust(config, banks) if method.trusts else None
+        base, aux = _base(config, banks, matrix, world, trust), _aux(config, trust)
         penalty = _penalty(config, manifest, selection, module)
-        objectives.append(Objective(base, aux, penalty, method.weight_of_penalty, banks, evidence))
+        objectives.append(Objective(base, aux, penalty, method.weight_of_penalty, banks, evidence, trust))
         evidence = None  # on the first of two networks alone
     if method.pair == "none":
         return objectives[0]
@@ -81,8 +82,17 @@ def _class_errors(path: str, manifest: Manifest) -> list[float]:
     return [math.nan if errors[name] is None else float(errors[name]) for name in manifest.classes]
 
 
-def _base(config: Config, banks: Mapping[str, SampleBank], matrix: Matrix | None, world: World) -> BaseLoss:
+def _trust(config: Config, banks: Mapping[str, SampleBank]) -> Trust:
+    options = config.method.alasca.model_dump(exclude={"aux_weight"})
+    return Trust(**options | {"warmup_epochs": config.alasca_warmup_epochs}, bank=banks.get("alasca"))
+
+
+def _base(
+    config: Config, banks: Mapping[str, SampleBank], matrix: Matrix | None, world: World, trust: Trust | None
+) -> BaseLoss:
     method = config.method
+    if method.base == "adaptive" and trust is not None:
+        return AdaptiveBase(trust)
     if matrix is not None:
         return ForwardCorrection(torch.from_numpy(matrix.values).to(world.device))
     if method.base == "elr":
@@ -90,13 +100,13 @@ def _base(config: Config, banks: Mapping[str, SampleBank], matrix: Matrix | None
     return base_loss(method.base, method.base_options)
 
 
-def _aux(config: Config, banks: Mapping[str, SampleBank]) -> HeadLoss | None:
+def _aux(config: Config, trust: Trust | None) -> HeadLoss | None:
     method = config.method
     if method.aux == "none":
         return None
+    if method.aux == "alasca" and trust is not None:
+        return Alasca(trust, method.alasca.aux_weight)
     options = getattr(method, method.aux).model_dump()
-    if method.aux == "alasca":
-        return Alasca(**options | {"warmup_epochs": config.alasca_warmup_epochs}, bank=banks.get("alasca"))
     return SelfDistillation(**options) if method.aux == "distillation" else Supervision(**options)
 
 

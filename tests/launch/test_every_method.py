@@ -32,6 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "forward-alasca": {"method__base": "forward", "method__forward": {"matrix": "known"}},
     "elr-alasca": {"method__base": "elr"},
     "elr-smoothing": {"method__base": "elr", "method__aux": "smoothing", "engine__precision": "bfloat16"},
+    "adaptive-averaged": {"method__base": "adaptive", "method__alasca": {"confidence": "averaged"}},
     "ce-deep": {"method__aux": "deep"},
     "gce-distillation": {"method__base": "gce", "method__aux": "distillation"},
     "coteaching-alasca": {"method__pair": "coteaching", "method__coteaching": {"ramp_epochs": 1}},
@@ -43,6 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
 BANKS = {
     "forward-alasca": {"alasca"},
     "elr-alasca": {"alasca", "elr"},
+    "adaptive-averaged": {"alasca"},
     "elr-smoothing": {"elr"},
     "coteaching-alasca": {"network1/alasca", "network2/alasca"},
     "coteaching_plus-elr": {"network1/elr", "network2/elr"},

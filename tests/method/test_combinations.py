@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.method.alasca import Alasca
+from pipeline.method.alasca import AdaptiveBase, Alasca, Trust
 from pipeline.method.bank import SampleBank
 from pipeline.method.elr import EarlyLearning
 from pipeline.method.forward import ForwardCorrection
@@ -15,29 +15,38 @@ from pipeline.method.supervision import SelfDistillation, Supervision
 BATCH, CLASSES, HEADS = 6, 5, 3
 EVERY = torch.ones(BATCH, dtype=torch.bool)
 PLACES = torch.arange(BATCH)
-BASES = [*BASE_LOSSES, "forward", "elr"]
+BASES = [*BASE_LOSSES, "adaptive", "forward", "elr"]
 MATRIX = torch.full((CLASSES, CLASSES), 0.1) + 0.5 * torch.eye(CLASSES)
 
 
-AUXES = ["alasca", "current", "supervision", "distillation"]
+AUXES = ["alasca", "averaged", "current", "supervision", "distillation"]
 
 
 def composed(base="ce", aux="alasca", device="cpu"):
     """Any loss of the heads under any base loss, each with the bank that it needs."""
-    banks = {name: SampleBank(0, BATCH, CLASSES, device=device) for name in {base, aux} & {"alasca", "elr"}}
-    if base == "elr":
+    banks = {name: SampleBank(0, BATCH, CLASSES, device=device) for name in kept(base, aux)}
+    confidence = aux if aux in ("averaged", "current") else "ema"
+    trusts = base == "adaptive" or aux in ("alasca", "averaged", "current")
+    trust = Trust(warmup_epochs=2, confidence=confidence, bank=banks.get("alasca")) if trusts else None
+    if base == "adaptive":
+        loss = AdaptiveBase(trust)
+    elif base == "elr":
         loss = EarlyLearning(banks["elr"])
     elif base == "forward":
         loss = ForwardCorrection(MATRIX.to(device))
     else:
         loss = base_loss(base)
     heads = {
-        "alasca": lambda: Alasca(warmup_epochs=2, bank=banks["alasca"]),
-        "current": lambda: Alasca(warmup_epochs=2, confidence="current"),
         "supervision": lambda: Supervision(2.0, 0.1),
         "distillation": SelfDistillation,
-    }[aux]()
-    return Objective(loss, heads, banks=banks)
+    }.get(aux, lambda: Alasca(trust))()
+    return Objective(loss, heads, banks=banks, trust=trust)
+
+
+def kept(base, aux):
+    """Names of the banks."""
+    averages = aux in ("alasca", "averaged") or (base == "adaptive" and aux != "current")
+    return ({"alasca"} if averages else set()) | ({base} & {"elr"})
 
 
 def drawn(seed=0):
@@ -66,17 +75,17 @@ def test_an_invalid_sample_adds_nothing(base, aux, garbage):
     target = torch.where(valid, y, -1)
     losses = objective(z0, zs, target, PLACES, valid, 3)
     losses.total.backward()
-    kept = [leaf.detach()[valid].requires_grad_(True) for leaf in (z0, *zs)]
-    alone = of_valid(kept[0], kept[1:], target[valid], PLACES[valid], torch.ones(4, dtype=torch.bool), 3)
+    own = [leaf.detach()[valid].requires_grad_(True) for leaf in (z0, *zs)]
+    alone = of_valid(own[0], own[1:], target[valid], PLACES[valid], torch.ones(4, dtype=torch.bool), 3)
     alone.total.backward()
     # Divided by the nominal 6, not by the 4 that count.
     torch.testing.assert_close(losses.total, alone.total * 4 / 6)
     for name in losses.parts:
         torch.testing.assert_close(losses.parts[name], alone.parts[name])
-    for leaf, wanted in zip((z0, *zs), kept, strict=True):
+    for leaf, wanted in zip((z0, *zs), own, strict=True):
         torch.testing.assert_close(leaf.grad[valid], wanted.grad * 4 / 6)
         assert not leaf.grad[~valid].any()
-    assert set(objective.banks) == {base, aux} & {"alasca", "elr"}
+    assert set(objective.banks) == kept(base, aux)
     for name, bank in objective.banks.items():
         assert torch.equal(bank.rows[~valid], before[name][~valid])
         assert not torch.equal(bank.rows[valid], before[name][valid])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from references import softmax
 
-from pipeline.method.alasca import Alasca
+from pipeline.method.alasca import Alasca, Trust
 from pipeline.method.evidence import Evidence
 from pipeline.method.objective import Objective
 from pipeline.method.outputs import Outputs
@@ -65,7 +65,8 @@ def test_it_rides_with_the_losses_and_changes_none_of_them():
     totals = []
     for evidence in (None, Evidence(torch.tensor(clean), 0)):
         main, head = (torch.tensor(z, dtype=torch.float32, requires_grad=True) for _ in range(2))
-        objective = Objective(aux=Alasca(confidence="current", warmup_epochs=0), evidence=evidence)
+        trust = Trust(confidence="current", warmup_epochs=0)
+        objective = Objective(aux=Alasca(trust), evidence=evidence, trust=trust)
         losses = objective(main, [head], *inputs, 3)
         losses.total.backward()
         totals.append((losses.total.item(), main.grad.sum().item(), head.grad.sum().item(), losses.parts["confidence"]))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
-from pipeline.method.alasca import Alasca
+from pipeline.method.alasca import Alasca, Trust
 from pipeline.method.bank import SampleBank
 from pipeline.method.lipschitz import (
     HiddenGradients,
@@ -387,8 +387,8 @@ def test_composes_with_adaptive_smoothing(kind):
     net, (x, y) = build("resnet20", num_classes=CLASSES), drawn(size=8, dtype=torch.float32)
     penalty, found = attached(kind, net), {}
     for weight in (0.0, 0.5):
-        aux = Alasca(bank=SampleBank(0, 5, CLASSES))
-        objective = Objective(base_loss("gce", {"q": 0.5}), aux, penalty, weight)
+        trust = Trust(bank=SampleBank(0, 5, CLASSES))
+        objective = Objective(base_loss("gce", {"q": 0.5}), Alasca(trust), penalty, weight, trust=trust)
         net.zero_grad()
         losses = objective(*net(x), y, *everyone(5), 3)
         losses.total.backward()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.method.alasca import Alasca
+from pipeline.method.alasca import Alasca, Trust
 from pipeline.method.bank import SampleBank
 from pipeline.method.losses import base_loss
 from pipeline.method.objective import Objective
@@ -28,7 +28,9 @@ def drawn(seed=0, dtype=torch.float32):
 
 
 def alasca(base="ce", **settings):
-    return Objective(base_loss(base), Alasca(**settings, bank=SampleBank(0, BATCH, CLASSES)))
+    weight = settings.pop("aux_weight", 2.0)
+    trust = Trust(**settings, bank=SampleBank(0, BATCH, CLASSES))
+    return Objective(base_loss(base), Alasca(trust, weight), trust=trust)
 
 
 EVERY = torch.ones(BATCH, dtype=torch.bool)
@@ -101,7 +103,7 @@ def test_without_aux_only_the_base_loss_remains():
 
 def test_weight_and_options_are_used():
     main, _, y, z0, zs = drawn()
-    aux = Alasca(aux_weight=0.25, bank=SampleBank(0, BATCH, CLASSES))
+    aux = Alasca(Trust(bank=SampleBank(0, BATCH, CLASSES)), aux_weight=0.25)
     losses = Objective(base_loss("gce", {"q": 0.5}), aux)(z0, zs, torch.tensor(y), PLACES, EVERY, 0)
     own = softmax(main)[np.arange(BATCH), y]
     base_sum = ((1 - own**0.5) / 0.5).sum()
@@ -159,7 +161,8 @@ def test_a_penalty_is_weighed_and_summed_over_valid_samples():
 
 def test_the_clothing1m_variant_needs_no_bank():
     main, aux, y, z0, zs = drawn()
-    objective = Objective(aux=Alasca(confidence="current", warmup_epochs=3))
+    trust = Trust(confidence="current", warmup_epochs=3)
+    objective = Objective(aux=Alasca(trust), trust=trust)
     losses = objective(z0, zs, torch.tensor(y), PLACES, EVERY, 3)
     # alpha = softmax(z0)[y]: the reference divides by 0.333, so undo that.
     total, _, _, confidence, gradients = expected(main, aux, y, 0.333 * main, 1.0, EVERY)
@@ -195,9 +198,9 @@ def test_heads_and_aux_go_together():
         (lambda: base_loss("sce", {"alpa": 1.0}), ['did you mean "alpha"?']),
         (lambda: base_loss("ce", {"q": 1.0}), ["it has no options"]),
         (lambda: base_loss("gce", {"q": 2.0}), ["q = 2.0"]),
-        (lambda: Alasca(confidence="emma"), ['confidence = "emma"']),
-        (lambda: Alasca(aux_weight=-1.0), ["aux_weight = -1.0"]),
-        (lambda: Alasca(momentum=2.0), ["momentum = 2.0"]),
+        (lambda: Trust(confidence="emma"), ['confidence = "emma"']),
+        (lambda: Alasca(Trust(confidence="current"), aux_weight=-1.0), ["aux_weight = -1.0"]),
+        (lambda: Trust(momentum=2.0), ["momentum = 2.0"]),
         (lambda: Objective(penalty_weight=-0.1), ["penalty_weight = -0.1 in [method]"]),
         (lambda: Objective(penalty_weight=math.nan), ["penalty_weight = nan"]),
     ],

@@ -7,7 +7,7 @@ import pytest
 import torch
 from references import softmax
 
-from pipeline.method.alasca import Alasca
+from pipeline.method.alasca import Alasca, Trust
 from pipeline.method.bank import SampleBank
 from pipeline.method.elr import EarlyLearning
 from pipeline.method.evidence import Evidence
@@ -157,7 +157,8 @@ def with_banks(base, device="cpu"):
     for _ in range(2):
         banks = {name: SampleBank(0, BATCH, CLASSES, device=device) for name in {base, "alasca"} - {"gce"}}
         loss = EarlyLearning(banks["elr"]) if base == "elr" else base_loss(base)
-        objectives.append(Objective(loss, Alasca(warmup_epochs=0, bank=banks["alasca"]), banks=banks))
+        trust = Trust(warmup_epochs=0, bank=banks["alasca"])
+        objectives.append(Objective(loss, Alasca(trust), banks=banks, trust=trust))
     return PairObjective(*objectives, CoTeaching(0.4, 10))
 
 

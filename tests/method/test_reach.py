@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.method.alasca import Alasca
+from pipeline.method.alasca import Alasca, Trust
 from pipeline.method.bank import SampleBank
 from pipeline.method.objective import Objective
 from pipeline.model.backbone import build
@@ -16,7 +16,7 @@ def one_thread():
 
 def step(net, heads, size, batch=2):
     """One backward of the whole objective (plain CE without heads)."""
-    aux = None if heads == "none" else Alasca(warmup_epochs=0, bank=SampleBank(0, batch, 3))
+    aux = None if heads == "none" else Alasca(Trust(warmup_epochs=0, bank=SampleBank(0, batch, 3)))
     objective = Objective(aux=aux)
     main, logits = net(torch.randn(batch, 3, size, size))
     every = torch.ones(batch, dtype=torch.bool)
@@ -67,7 +67,7 @@ def test_the_regulariser_does_not_reach_the_main_classifier():
     for weight in (0.0, 2.0):
         net.zero_grad()
         main, aux = net(images)
-        objective = Objective(aux=Alasca(aux_weight=weight, warmup_epochs=0, bank=SampleBank(0, 4, 3)))
+        objective = Objective(aux=Alasca(Trust(warmup_epochs=0, bank=SampleBank(0, 4, 3)), weight))
         objective(main, aux, torch.tensor([0, 1, 2, 0]), places, every, 0).total.backward()
         found[weight] = (net.fc.weight.grad.clone(), net.layer1[0].conv1.weight.grad.clone())
     assert torch.equal(found[0.0][0], found[2.0][0])
