@@ -31,7 +31,7 @@ class Saving:
 
     def __init__(self, setting: Setting, world: dist.World, folder: Path, rows: int, classes: int) -> None:
         self.engine = Engine(
-            build(setting.model, setting.classes, "none", stem=setting.stem),
+            build(setting.model, setting.classes, "none", stem=setting.stem, width=setting.width),
             Optim(epochs=1),
             EngineConfig.model_validate({"precision": setting.precision}),
             world,

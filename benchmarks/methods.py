@@ -35,6 +35,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", choices=BACKBONES, default="resnet18", help="default: %(default)s")
     add("--stem", choices=STEMS, default="imagenet", help="small: 3x3 without max-pool; default: %(default)s")
+    add("--width", type=positive, help="channels of the first stage, of resnet10 and resnet20; default: theirs")
     add("--size", type=positive, default=64, help="side of the images in pixels; default: %(default)s")
     add("--classes", type=positive, default=10, help="default: %(default)s")
     add("--micro-batch", type=positive, default=32, help="images of one forward; default: %(default)s")
@@ -132,27 +133,28 @@ def variants(channels_last: bool, peers: list[str], best: bool) -> list[Variant]
     return alike + others + [Variant(name, channels_last, compiled=True) for name in METHODS]
 
 
-def available_peers(model: str) -> tuple[list[str], dict[str, str]]:
+def available_peers(model: str, width: int | None) -> tuple[list[str], dict[str, str]]:
     """Peers that can run, and why the others cannot."""
     try:
         timm = importlib.import_module("timm")
     except ImportError:
         return [PLAIN], {TIMM: "not installed (pip install timm)"}
-    if not timm.is_model(model):
-        return [PLAIN], {TIMM: f"has no {model}"}
+    if not timm.is_model(model) or width is not None:
+        return [PLAIN], {TIMM: f"has no {model}" + ("" if width is None else " of another width")}
     return [PLAIN, TIMM], {}
 
 
 def markdown(run: Run, options: argparse.Namespace, found: dict[str, Any], absent: dict[str, str]) -> str:
     """Everything a reader needs to judge the figures."""
     setting, layout = run.setting, options.channels_last
+    width = "" if setting.width is None else f" of width {setting.width}"
     alike = {v.method: v for v in run.samples if v.channels_last == layout and not v.compiled}
     on_gpu = run.world.device.type == "cuda"
     peaks = found["memory"]
     parts = [
         f"{machine.in_words(found['machine'])}.\n",
         f"`{found['command']}`\n",
-        f"{setting.model}, {setting.stem} stem, {setting.size} pixels, {setting.classes} classes, "
+        f"{setting.model}{width}, {setting.stem} stem, {setting.size} pixels, {setting.classes} classes, "
         f"{setting.micro_batches} x {setting.micro_batch} images a step, precision {setting.precision}, "
         f"{Variant('', layout).way}. Median [lowest-highest] of {options.repeats} repeats in turn, {options.steps} "
         "steps each; ratios are taken within a repeat.\n",
@@ -176,7 +178,7 @@ def markdown(run: Run, options: argparse.Namespace, found: dict[str, Any], absen
 def measure(options: argparse.Namespace, setting: Setting, given: list[str]) -> None:
     """Run everything, print the tables and write the file."""
     found: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.methods", *given])}
-    peers, absent = available_peers(setting.model) if options.peers else ([], {})
+    peers, absent = available_peers(setting.model, setting.width) if options.peers else ([], {})
     alike = variants(options.channels_last, peers, best=False)
     load = machine.facts()["load"]
     peaks: dict[str, int | None] = {}

@@ -27,7 +27,7 @@ Work = Callable[[], None]
 def measure(setting: Setting, world: dist.World, repeats: int, steps: int) -> tuple[list[float], list[float]]:
     """Seconds of a cross-entropy step and of one estimate, [repeats] each, taken in turn."""
     engine = Engine(
-        build(setting.model, setting.classes, "none", stem=setting.stem),
+        build(setting.model, setting.classes, "none", stem=setting.stem, width=setting.width),
         Optim(epochs=1),
         EngineConfig.model_validate({"precision": setting.precision}),
         world,

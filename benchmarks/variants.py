@@ -44,6 +44,7 @@ class Setting:
     micro_batches: int
     precision: str
     compiler: str = "inductor"  # backend of torch.compile
+    width: int | None = None  # channels of the first stage
 
     @property
     def images_per_step(self) -> int:
@@ -112,7 +113,7 @@ def prepare(variant: Variant, setting: Setting, world: World, batches: list[Batc
 def _ours(variant: Variant, setting: Setting, world: World, batches: Iterator[Batch]) -> Step:
     """As `pipeline.train.loop` does it, without loader and record."""
     heads = variant.method.removeprefix("alasca-") if variant.method in ALASCA else "none"
-    module = build(setting.model, setting.classes, heads, stem=setting.stem)
+    module = build(setting.model, setting.classes, heads, stem=setting.stem, width=setting.width)
     settings = EngineConfig.model_validate({"precision": setting.precision, "channels_last": variant.channels_last})
     engine = Engine(module, Optim(epochs=1), settings, world, setting.micro_batch, setting.micro_batches)
     objective = _objective(variant.method, engine.module, setting, world.device)
@@ -173,7 +174,7 @@ class _Main(nn.Module):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
-        self.network = build(setting.model, setting.classes, "none", stem=setting.stem)
+        self.network = build(setting.model, setting.classes, "none", stem=setting.stem, width=setting.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         main: torch.Tensor = self.network(x)[0]
