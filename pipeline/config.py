@@ -188,6 +188,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _average_for_its_targets(self) -> Self:
+        if self.method.pair == "elr+" and self.optim.ema == 0:
+            raise ValueError("method.pair = 'elr+' learns from the EMA of the weights: set optim.ema = 0.997")
+        return self
+
+    @model_validator(mode="after")
     def _select_by_a_set(self) -> Self:
         if self.eval.select_by is not None and self.eval.select_by not in self.eval.sets:
             raise ValueError(f"eval.select_by = '{self.eval.select_by}' names none of [eval.NAME]")

@@ -101,6 +101,12 @@ class CoTeachingPlus(Section):
     initial_epochs: NonNegative = 20.0  # of plain co-teaching; theirs 5 for CIFAR-100, 100 for Tiny-ImageNet
 
 
+class ElrPlus(Section):
+    """Liu et al. 2020, appendix; beta and lambda are those of `elr`, the decay of the weight EMA is `optim.ema`."""
+
+    mixup_alpha: Annotated[float, Field(gt=0)] = 1.0
+
+
 class HiddenGradients(Section):
     """HAR (Cao et al. 2021); the mean of `class_errors`, files of `alasca eval`, gives its weights by class."""
 
@@ -127,7 +133,7 @@ class Method(Section):
 
     base: Literal["ce", "adaptive", "ls", "gce", "sce", "nce_rce", "forward", "elr"] = "ce"
     aux: Literal["none", "alasca", "deep", "smoothing", "distillation"] = "alasca"
-    pair: Literal["none", "decoupling", "coteaching", "coteaching+"] = "none"
+    pair: Literal["none", "decoupling", "coteaching", "coteaching+", "elr+"] = "none"
     penalty: Literal["none", "har", "jacobian"] = "none"
     penalty_weight: NonNegative | None = None  # of the penalty's paper, unless given
     alasca: Alasca = Alasca()
@@ -143,6 +149,7 @@ class Method(Section):
     decoupling: Decoupling = Decoupling()
     coteaching: CoTeaching = CoTeaching()
     coteaching_plus: CoTeachingPlus = CoTeachingPlus()
+    elr_plus: ElrPlus = ElrPlus()
     har: HiddenGradients = HiddenGradients()
     jacobian: InputJacobian = InputJacobian()
 
@@ -168,6 +175,14 @@ class Method(Section):
     def _penalty_of_one_network(self) -> Self:
         if self.pair != "none" and self.penalty != "none":
             raise ValueError(f"penalty = '{self.penalty}' is for one network: drop it, or pair = '{self.pair}'")
+        return self
+
+    @model_validator(mode="after")
+    def _one_base_loss(self) -> Self:
+        if self.pair == "elr+" and self.base not in ("ce", "elr"):
+            raise ValueError(
+                f"pair = 'elr+' has a base loss of its own, that of [method.elr]: drop base = '{self.base}'"
+            )
         return self
 
     @property
@@ -198,7 +213,10 @@ class Method(Section):
     @property
     def banks(self) -> tuple[str, ...]:
         """What the method keeps per sample, by name, of each network; each is K numbers."""
-        kept = {"alasca": self.trusts and self.alasca.confidence != "current", "elr": self.base == "elr"}
+        kept = {
+            "alasca": self.trusts and self.alasca.confidence != "current",
+            "elr": self.base == "elr" or self.pair == "elr+",
+        }
         return tuple(name for name, keeps in kept.items() if keeps)
 
     @property

@@ -1,4 +1,4 @@
-"""uint8 pixels -> the normalised floats a network takes, on whatever device they are."""
+"""Pixels of 8 bits -> the normalised floats a network takes, on whatever device they are."""
 
 from functools import lru_cache
 
@@ -9,14 +9,17 @@ _STD = (0.229, 0.224, 0.225)
 
 
 def normalise(images: torch.Tensor, channels_last: bool) -> torch.Tensor:
-    """uint8 [B, H, W, 3] in 0..255 -> float32 [B, 3, H, W] with ImageNet's mean and deviation taken out.
+    """Values in 0..255, [..., H, W, 3] -> float32 [..., 3, H, W] with ImageNet's mean and deviation taken out.
 
-    Done here and not in the workers: one byte a value crosses to the device instead of four.
+    They are uint8, or float where images were mixed. Done here and not in the workers: one byte a value crosses to the
+    device instead of four.
     """
     mean, std = _constants(images.device)
     # The permuted view of [B, H, W, 3] already lies in memory as channels_last.
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return images.permute(0, 3, 1, 2).float().sub_(mean).div_(std).contiguous(memory_format=layout)
+    flat = images.flatten(0, -4).permute(0, 3, 1, 2)
+    floats = flat.to(torch.float32, copy=True).sub_(mean).div_(std).contiguous(memory_format=layout)
+    return floats if images.ndim == 4 else floats.unflatten(0, images.shape[:-3])
 
 
 @lru_cache

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.method.bank import SampleBank
+from pipeline.method.mixup import Mix
 from pipeline.method.outputs import Outputs
 from shards.errors import InputError
 
@@ -35,11 +36,27 @@ class EarlyLearning:
 
     def __call__(self, outputs: Outputs) -> torch.Tensor:
         """Return the losses, after one observation of each valid sample has moved its target on."""
+        targets = self.move(outputs)
         log_p = F.log_softmax(outputs.main.float(), dim=1)
-        p = log_p.exp().clamp(_LEAST, 1.0 - _LEAST)
-        seen = p.detach()
-        targets = self._bank.update(outputs.positions, seen / seen.sum(dim=1, keepdim=True), self._beta, outputs.valid)
+        return self._held_to(targets, log_p) - log_p.gather(1, outputs.target.unsqueeze(1)).squeeze(1)
+
+    def move(self, outputs: Outputs) -> torch.Tensor:
+        """Move the targets of valid samples on by one observation, and return all of them, t [B, K]."""
+        seen = _clamped(F.log_softmax(outputs.main.detach().float(), dim=1))
+        return self._bank.update(outputs.positions, seen / seen.sum(dim=1, keepdim=True), self._beta, outputs.valid)
+
+    def mixed(self, outputs: Outputs, targets: torch.Tensor, mix: Mix) -> torch.Tensor:
+        """Return the losses [B] of mixed samples, each held to the mix of both samples' `targets` (ELR+)."""
+        log_p = F.log_softmax(outputs.main.float(), dim=1)
+        labels = mix.of(F.one_hot(outputs.target, log_p.shape[1]).float())
+        return self._held_to(mix.of(targets), log_p) - (labels * log_p).sum(dim=1)
+
+    def _held_to(self, targets: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
+        """Return weight * log(1 - <t, p>), [B]."""
         # As t sums to 1 at most and p is at most 1 - 1e-4, so is this; but a bank in 16 bits rounds t, also upwards.
-        agreement = (targets * p).sum(dim=1).clamp(max=1.0 - _LEAST)
-        own = log_p.gather(1, outputs.target.unsqueeze(1)).squeeze(1)
-        return self._weight * torch.log1p(-agreement) - own
+        agreement = (targets * _clamped(log_p)).sum(dim=1).clamp(max=1.0 - _LEAST)
+        return self._weight * torch.log1p(-agreement)
+
+
+def _clamped(log_p: torch.Tensor) -> torch.Tensor:
+    return log_p.exp().clamp(_LEAST, 1.0 - _LEAST)

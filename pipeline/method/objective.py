@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pipeline.data.batch import Batch
 from pipeline.method.bank import SampleBank
 from pipeline.method.evidence import Evidence
 from pipeline.method.lipschitz import Penalty
@@ -101,6 +102,13 @@ class Objective:
         outputs = self.outputs(main, aux, target, positions, valid, epoch)
         return self.add_up(outputs, outputs.sum(self.base(outputs)))
 
+    def inputs(self, batch: Batch, step: int, lane: int) -> torch.Tensor:
+        """Return what the network is to see of a micro-batch: images [B, H, W, 3], values in 0..255.
+
+        `step` and `lane` say which micro-batch of the run it is. A call with the network's answer follows.
+        """
+        return batch.images
+
     def outputs(
         self,
         main: torch.Tensor,
@@ -117,14 +125,24 @@ class Objective:
             raise InputError('heads in [model]: no method.aux trains them; set heads = "none", or aux = "alasca"')
         return Outputs.of(main, aux, target, positions, valid, epoch)
 
-    def add_up(self, outputs: Outputs, base: torch.Tensor, trusted: torch.Tensor | None = None) -> Losses:
-        """Return all losses, of which `base`, 0-dim and summed over the samples, is the main head's.
+    def add_up(
+        self,
+        outputs: Outputs,
+        base: torch.Tensor,
+        heads: torch.Tensor | None = None,
+        trusted: torch.Tensor | None = None,
+    ) -> Losses:
+        """Return all losses of these outputs.
 
-        `trusted`, [B] from 0 to 1, stands for the confidence in each label where evidence is gathered.
+        Args:
+            outputs: what the labels say of them counts as right, and gives evidence.
+            base: 0-dim, the main head's losses, summed over the samples.
+            heads: [B], the losses of the auxiliary heads, where they are not those of these outputs.
+            trusted: [B] from 0 to 1, stands for the confidence in each label where evidence is gathered.
         """
         total, parts = base, {"loss/base": base.detach()}
         if self.aux is not None:
-            regulariser = outputs.sum(self.aux(outputs))
+            regulariser = outputs.sum(self.aux(outputs) if heads is None else heads)
             total = total + self.aux.aux_weight * regulariser
             parts["loss/aux"] = regulariser.detach()
         confidence = None if self.trust is None else self.trust(outputs)

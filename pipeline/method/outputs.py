@@ -12,7 +12,8 @@ class Outputs:
     """Logits of one micro-batch. Where a sample is not valid, its logits and its target are 0.
 
     `main` is [B, K]; `aux` has [B, K] of each auxiliary head, the shallowest first. `target` and `positions` (places in
-    the sorted active ids) are int64 [B], `valid` bool [B], `epoch` the number of epochs completed.
+    the sorted active ids) are int64 [B], `valid` bool [B], `epoch` the number of epochs completed. `confidence` [B], in
+    each label, is given where it was found by other logits than these, those of images before they were mixed.
     """
 
     main: torch.Tensor
@@ -21,6 +22,7 @@ class Outputs:
     positions: torch.Tensor
     valid: torch.Tensor
     epoch: float
+    confidence: torch.Tensor | None = None
 
     @classmethod
     def of(

@@ -1,17 +1,16 @@
-"""What a step of two networks minimises."""
+"""What a step of two networks minimises that choose each other's samples."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from pipeline.method.bank import SampleBank
 from pipeline.method.objective import Losses, Objective
 from pipeline.method.pairs import Choice, Seen
+from pipeline.method.twonetworks import TwoNetworks
 from pipeline.model.pair import separate
 
 
-class PairObjective:
+class PairObjective(TwoNetworks):
     """Each network's own `Objective`, in which the base loss counts the chosen samples alone; both are added.
 
     The mean over the chosen samples stands for all valid ones: as everywhere, what is not valid adds nothing and the
@@ -26,16 +25,8 @@ class PairObjective:
     """
 
     def __init__(self, first: Objective, second: Objective, choice: Choice) -> None:
-        assert first.penalty is None and second.penalty is None, "a penalty watches one network's forward"
-        shared = {id(bank) for bank in first.banks.values()} & {id(bank) for bank in second.banks.values()}
-        assert not shared, "a bank each"
-        self._objectives = {"network1": first, "network2": second}
+        super().__init__(first, second)
         self._choice = choice
-
-    @property
-    def banks(self) -> dict[str, SampleBank]:
-        """Per-sample state of both, by "network1/NAME" and "network2/NAME"."""
-        return {f"{who}/{name}": bank for who, each in self._objectives.items() for name, bank in each.banks.items()}
 
     def __call__(
         self,
@@ -52,18 +43,17 @@ class PairObjective:
         loss counts (the mean of both networks' numbers), and "agreement", those where both main heads predict the same.
         `right` and shares are network 1's, whose confidence in a label is 1 where it learns from it, else 0.
         """
-        objectives = list(self._objectives.values())
         both = separate(main, aux)
         outputs = [
             each.outputs(logits, heads, target, positions, valid, epoch)
-            for each, (logits, heads) in zip(objectives, both, strict=True)
+            for each, (logits, heads) in zip(self.objectives, both, strict=True)
         ]
-        losses = [each.base(own) for each, own in zip(objectives, outputs, strict=True)]
+        losses = [each.base(own) for each, own in zip(self.objectives, outputs, strict=True)]
         differ = outputs[0].main.argmax(dim=1) != outputs[1].main.argmax(dim=1)
         kept = self._choice(Seen([loss.detach() for loss in losses], differ, valid, epoch))
         found = [
-            each.add_up(own, self._of_all(loss, chosen, valid), chosen.float())
-            for each, own, loss, chosen in zip(objectives, outputs, losses, kept, strict=True)
+            each.add_up(own, self._of_all(loss, chosen, valid), trusted=chosen.float())
+            for each, own, loss, chosen in zip(self.objectives, outputs, losses, kept, strict=True)
         ]
         parts = {name: found[0].parts[name] + found[1].parts[name] for name in found[0].parts}
         if "confidence" in parts:
@@ -79,23 +69,3 @@ class PairObjective:
             min=0.01
         )  # 0 / 0.01, where none is
         return torch.where(chosen, losses, 0.0).sum() * (count / taken)
-
-    def settle(self, skipped: torch.Tensor) -> None:
-        """End a step; see `Objective.settle`."""
-        for each in self._objectives.values():
-            each.settle(skipped)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return {"network1": state, "network2": state}."""
-        return {who: each.state_dict() for who, each in self._objectives.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the state of an objective of the same kind.
-
-        Raises:
-            ValueError: it is of one network, or of other banks; see `Objective.load_state_dict`.
-        """
-        if set(state) != set(self._objectives):
-            raise ValueError(f"the state holds {sorted(state) or 'nothing'}, this objective {sorted(self._objectives)}")
-        for who, each in self._objectives.items():
-            each.load_state_dict(state[who])

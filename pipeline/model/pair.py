@@ -13,6 +13,7 @@ from shards.errors import InputError
 class Pair(nn.Module):
     """Two backbones of one kind: x [B, 3, H, W] -> (main logits [2, B, K], list of auxiliary logits [2, B, K]).
 
+    Both see the same, or each its own: x [2, B, 3, H, W].
     They share nothing, so no gradient of one's logits reaches the other. Names of parameters start with `network1.` and
     `network2.`.
     """
@@ -23,7 +24,8 @@ class Pair(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the logits of both, network by network."""
-        (main, aux), (other, others) = self.network1(x), self.network2(x)
+        own, its = (x, x) if x.ndim == 4 else x
+        (main, aux), (other, others) = self.network1(own), self.network2(its)
         return torch.stack([main, other]), [torch.stack(heads) for heads in zip(aux, others, strict=True)]
 
 

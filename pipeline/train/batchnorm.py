@@ -1,5 +1,8 @@
 """Running statistics of BatchNorm that do not depend on how a step is cut into micro-batches or ranks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -86,3 +89,21 @@ class RunningStatistics:
         """After the module's buffers were loaded from elsewhere."""
         if self._buffers:
             torch._foreach_copy_(self._true, self._buffers)
+
+
+@contextmanager
+def unrecorded(module: nn.Module) -> Iterator[None]:
+    """Within, BatchNorm goes by the statistics of the batch at hand, and no forward moves the running ones.
+
+    Running statistics are those of one rank until the next evaluation: what is learned may not depend on them.
+    """
+    training, layers = module.training, [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    for layer in layers:
+        layer.track_running_stats = False
+    module.train()
+    try:
+        yield
+    finally:
+        module.train(training)
+        for layer in layers:
+            layer.track_running_stats = True

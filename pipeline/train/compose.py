@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.data.selection import Selection
 from pipeline.method.alasca import AdaptiveBase, Alasca, Trust
 from pipeline.method.bank import SampleBank
 from pipeline.method.elr import EarlyLearning
+from pipeline.method.elrplus import ElrPlus
 from pipeline.method.evidence import Evidence
 from pipeline.method.forward import ForwardCorrection
 from pipeline.method.lipschitz import HiddenGradients, InputJacobian, Penalty, class_weights
@@ -24,7 +26,9 @@ from pipeline.method.outputs import BaseLoss, HeadLoss
 from pipeline.method.pairobjective import PairObjective
 from pipeline.method.pairs import Choice, CoTeaching, CoTeachingPlus, Decoupling
 from pipeline.method.supervision import SelfDistillation, Supervision
+from pipeline.method.twonetworks import TwoNetworks
 from pipeline.train.dist import World
+from pipeline.train.engine import Engine
 from pipeline.train.forgetrate import known_forget_rate
 from pipeline.train.noisematrix import noise_matrix
 from shards.errors import InputError
@@ -33,9 +37,9 @@ from shards.transitions import Matrix
 
 
 def compose(
-    config: Config, manifest: Manifest, selection: Selection, plan: Plan, world: World, module: nn.Module
-) -> Objective | PairObjective:
-    """Build what a step minimises; per-sample state covers this rank's home alone."""
+    config: Config, manifest: Manifest, selection: Selection, plan: Plan, world: World, engine: Engine
+) -> Objective | TwoNetworks:
+    """Build what a step of the engine minimises; per-sample state covers this rank's home alone."""
     method = config.method
     matrix, evidence = noise_matrix(config, manifest, selection), _evidence(manifest, selection, plan, world)
     objectives = []
@@ -43,12 +47,16 @@ def compose(
         banks = {name: _bank(config, manifest, plan, world) for name in method.banks}
         trust = _trust(config, banks) if method.trusts else None
         base, aux = _base(config, banks, matrix, world, trust), _aux(config, trust)
-        penalty = _penalty(config, manifest, selection, module)
+        penalty = _penalty(config, manifest, selection, engine.module)
         objectives.append(Objective(base, aux, penalty, method.weight_of_penalty, banks, evidence, trust))
         evidence = None  # on the first of two networks alone
     if method.pair == "none":
         return objectives[0]
     first, second = objectives
+    if method.pair == "elr+":
+        targets = [_elr(config, each.banks) for each in objectives]
+        look = partial(engine.look, averaged=True)
+        return ElrPlus(first, second, targets, look, config.run.seed, **method.elr_plus.model_dump())
     return PairObjective(first, second, _choice(config, known_forget_rate(config, manifest, selection)))
 
 
@@ -96,8 +104,12 @@ def _base(
     if matrix is not None:
         return ForwardCorrection(torch.from_numpy(matrix.values).to(world.device))
     if method.base == "elr":
-        return EarlyLearning(banks["elr"], **method.elr.model_dump())
+        return _elr(config, banks)
     return base_loss(method.base, method.base_options)
+
+
+def _elr(config: Config, banks: Mapping[str, SampleBank]) -> EarlyLearning:
+    return EarlyLearning(banks["elr"], **config.method.elr.model_dump())
 
 
 def _aux(config: Config, trust: Trust | None) -> HeadLoss | None:

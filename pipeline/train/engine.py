@@ -8,7 +8,7 @@ from torch import nn
 from pipeline.config import Engine as EngineConfig
 from pipeline.config import Optim
 from pipeline.train import nonfinite
-from pipeline.train.batchnorm import RunningStatistics
+from pipeline.train.batchnorm import RunningStatistics, unrecorded
 from pipeline.train.dist import World
 from pipeline.train.ema import WeightEma
 from pipeline.train.network import Network
@@ -76,7 +76,7 @@ class Engine:
         self.statistics = RunningStatistics(self.module)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """uint8 [B, H, W, 3] on the device -> main logits [B, K] and a list of auxiliary logits [B, K].
+        """Images as of `Network` on the device -> main logits [B, K] and a list of auxiliary logits [B, K].
 
         After `eval` they are those of the EMA of the weights, where there is one.
         """
@@ -85,6 +85,21 @@ class Engine:
         outputs = self._network(images)
         self.statistics.collect()
         return outputs
+
+    @torch.no_grad()
+    def look(self, images: torch.Tensor, averaged: bool = False) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """As `forward` in training, but without gradient, and no running statistic moves.
+
+        Args:
+            images: as of `forward`.
+            averaged: ask the EMA of the weights, which there has to be.
+        """
+        network, module = self._network, self.module
+        if averaged:
+            assert self.ema is not None, "optim.ema is off"
+            network, module = self._evaluated, self.ema.module
+        with unrecorded(module):
+            return network(images)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradients of one micro-batch's loss (a mean over its nominal size), shape ()."""

@@ -188,8 +188,8 @@ class Training:
 
         Returns what was not finite (`pipeline.train.nonfinite.find`); then nothing has changed.
         """
-        for _ in self.lanes:
-            self._micro_batch(step, window, looks)
+        for lane in self.lanes:
+            self._micro_batch(step, lane, window, looks)
         flags = self.engine.step(self.schedule.lr(step))
         skipped = flags.any()
         self.objective.settle(skipped)
@@ -216,7 +216,7 @@ class Training:
         """Why to stop, the same on all ranks."""
         return Reason(flags["stop"]) if flags["stop"] else None
 
-    def _micro_batch(self, step: int, window: Window, looks: bool) -> None:
+    def _micro_batch(self, step: int, lane: int, window: Window, looks: bool) -> None:
         """Forward and backward of one lane's share of the step; `looks` keeps a few images for the norms."""
         asked, epoch = time.perf_counter(), step // self.plan.steps_per_epoch
         self.watch.phase("data", step + 1)
@@ -224,7 +224,7 @@ class Training:
         window.waited(time.perf_counter() - asked)
         self.watch.phase("step" if step > self.start else "compile")  # libraries choose and build kernels in the first
         batch = host_batch.to(self.world.device)
-        main, aux = self.engine.forward(batch.images)
+        main, aux = self.engine.forward(self.objective.inputs(batch, step, lane))
         losses = self.objective(main, aux, batch.labels, batch.positions, batch.valid, epoch)
         self.engine.backward(losses.total)
         if looks:

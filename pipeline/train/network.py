@@ -1,4 +1,4 @@
-"""uint8 images in, logits out: a module in its precision and memory layout."""
+"""Images in, logits out: a module in its precision and memory layout."""
 
 from typing import Literal
 
@@ -29,7 +29,10 @@ class Network:
             module.to(memory_format=torch.channels_last)
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """uint8 [B, H, W, 3] on the device -> main logits [B, K] and a list of auxiliary logits [B, K]."""
+        """Return main logits [B, K] and a list of auxiliary logits [B, K], of two networks [2, B, K].
+
+        Images lie on the device, values in 0..255, [B, H, W, 3]; or [2, B, H, W, 3], where each of two sees its own.
+        """
         with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
             outputs: tuple[torch.Tensor, list[torch.Tensor]] = self._module(normalise(images, self._channels_last))
         return outputs

@@ -32,7 +32,7 @@ class State:
         self._home = plan.home(world.rank, world.size)
         lanes = plan.lanes_of(world.rank, world.size)
         self.engine = Engine(inputs.module, config.optim, config.engine, world, config.data.micro_batch, len(lanes))
-        self.objective = compose(config, inputs.manifest, inputs.selection, plan, world, self.engine.module)
+        self.objective = compose(config, inputs.manifest, inputs.selection, plan, world, self.engine)
         allowed = config.data.max_bad_fraction
         self.bad = {"train": BadImages(inputs.manifest, allowed, of=plan.num_active)}
         self.bad |= {f"eval.{name}": BadImages(manifest, allowed) for name, manifest in inputs.sets.items()}

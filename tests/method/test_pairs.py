@@ -173,7 +173,7 @@ def test_heads_and_banks_see_all_samples_of_their_own_network(base):
     found = pair(main, [head], torch.tensor(y), PLACES, valid, 9)
     found.total.backward()
     for n in range(2):
-        alone = with_banks(base)._objectives["network1"]
+        alone = with_banks(base).objectives[0]
         own = head.detach()[n].requires_grad_()
         apart = alone(main.detach()[n], [own], torch.tensor(y), PLACES, valid, 9)
         apart.total.backward()

@@ -233,3 +233,37 @@ def test_the_optimizer_takes_up_what_another_layout_or_version_saved(
     assert same(ended[0], everything(first) if momentum else first.module.state_dict())
     for name, tensor in ended[0].items():
         torch.testing.assert_close(ended[1][name], tensor, msg=name)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("layout", [False, True])
+def test_a_look_answers_by_the_batch_and_changes_nothing(
+    world: World, batches: list[tuple[torch.Tensor, torch.Tensor]], averaged: bool, layout: bool
+) -> None:
+    settings = EngineConfig(channels_last=layout)
+    looked, plain = (made(world, Optim(epochs=1, ema=0.5), settings) for _ in range(2))
+    for engine in (looked, plain):
+        engine.train()
+        for step in range(2):
+            for images, labels in batches[2 * step : 2 * step + 2]:
+                if engine is looked:
+                    answer, _ = engine.look(images, averaged)
+                    assert not answer.requires_grad
+                    net = engine.ema.module if averaged and engine.ema else engine.module
+                    x = images.permute(0, 3, 1, 2).float() / 255
+                    x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+                        [0.229, 0.224, 0.225]
+                    ).view(3, 1, 1)
+                    features = F.batch_norm(net.conv(x), None, None, net.norm.weight, net.norm.bias, training=True)
+                    torch.testing.assert_close(answer, net.fc(features.relu().mean(dim=(2, 3))), rtol=1e-4, atol=1e-5)
+                    assert not net.training if averaged else net.training
+                engine.backward(F.cross_entropy(engine.forward(images)[0], labels))
+            engine.step(0.1)
+        engine.eval()
+    for name, tensor in plain.module.state_dict().items():
+        assert torch.equal(looked.module.state_dict()[name], tensor), name
+    assert looked.ema is not None and plain.ema is not None
+    for name, tensor in plain.ema.state_dict().items():
+        assert torch.equal(looked.ema.state_dict()[name], tensor), name
+    seen = (engine.forward(batches[5][0])[0] for engine in (looked, plain))
+    assert torch.equal(*seen)

@@ -1,0 +1,98 @@
+"""ELR+: two networks and mixup, held to what the other one's weight EMA says (Liu et al., NeurIPS 2020, appendix)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from pipeline.data.batch import Batch
+from pipeline.method.elr import EarlyLearning
+from pipeline.method.mixup import Mix, draw, mixed_heads
+from pipeline.method.objective import Losses, Objective
+from pipeline.method.outputs import Outputs
+from pipeline.method.twonetworks import TwoNetworks
+from pipeline.model.pair import separate
+from shards.errors import InputError
+
+Look = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
+
+
+class ElrPlus(TwoNetworks):
+    """Each network learns mixed images by CE + lambda * log(1 - <q, p>), all of which are added.
+
+    Liu, Niles-Weed, Razavian, Fernandez-Granda (arXiv 2007.00151, appendix; repository shengliu66/ELR, ELR_plus). For
+    each network a micro-batch is mixed anew (`mixup.draw`). CE is that with the mixed labels, and q the mix of the
+    samples' targets t, which move on, before they are read, with the answer of the OTHER network's weight EMA to the
+    images before they were mixed. As there, the EMA goes by the statistics of the micro-batch.
+
+    With auxiliary heads: they see the mixed images, and their loss is mixed as CE is: share * loss(y) + (1 - share) *
+    loss(its partner's y). The confidence in each label (ALASCA) is by the answer of the network's own EMA to the images
+    before they were mixed, which also is what counts as right and gives evidence: training accuracies are the EMA's.
+
+    Differs from that code: the EMA's decay rises as `train.ema.WeightEma` says and not along a sigmoid over 40,000
+    steps; both networks learn in one step; the factor of lambda that rises over 40,000 steps for CIFAR-100 is left out.
+
+    Args:
+        first, second: the networks' other losses, their state and evidence; base losses are not used.
+        targets: of each network, t: a bank of K columns, among those of its objective.
+        look: forward of both weight EMAs without gradient, by the statistics of the micro-batch.
+        seed: of the run.
+        mixup_alpha: of the share's Beta distribution; 1 in their code, for every dataset.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        first: Objective,
+        second: Objective,
+        targets: Sequence[EarlyLearning],
+        look: Look,
+        seed: int,
+        mixup_alpha: float = 1.0,
+    ) -> None:
+        super().__init__(first, second)
+        if not mixup_alpha > 0.0:
+            raise InputError(f"mixup_alpha = {mixup_alpha} in [method.elr_plus]: must be above 0 (default 1.0)")
+        self._elr, self._look, self._seed, self._alpha = targets, look, seed, mixup_alpha
+        self._mixes: list[Mix] = []
+        self._answers: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
+
+    def inputs(self, batch: Batch, step: int, lane: int) -> torch.Tensor:
+        """Return each network's mixed images, float32 [2, B, H, W, 3], after the EMAs have seen them unmixed."""
+        self._answers = separate(*self._look(batch.images))
+        place = (self._seed, step, lane)
+        self._mixes = [draw(batch.valid, self._alpha, place, network) for network in range(2)]
+        images = batch.images.float()
+        return torch.stack([mix.of(images) for mix in self._mixes])
+
+    def __call__(
+        self,
+        main: torch.Tensor,
+        aux: Sequence[torch.Tensor],
+        target: torch.Tensor,
+        positions: torch.Tensor,
+        valid: torch.Tensor,
+        epoch: float,
+    ) -> Losses:
+        """Return the losses of one micro-batch, of which `inputs` came before; logits are [2, B, K].
+
+        Parts are summed over the networks, but for "confidence", their mean; `right` and shares are network 1's.
+        """
+        students, teachers, mixes = separate(main, aux), self._answers, self._mixes
+        self._answers, self._mixes = [], []
+        assert teachers, "`inputs` comes first"
+        found = []
+        for number, objective in enumerate(self.objectives):
+            mix = mixes[number]
+            unmixed = Outputs.of(*teachers[number], target, positions, valid, epoch)
+            mixed = objective.outputs(*students[number], target, positions, valid, epoch)
+            other = Outputs.of(teachers[1 - number][0], [], target, positions, valid, epoch)
+            base = self._elr[number].mixed(mixed, self._elr[number].move(other), mix)
+            confidence = None if objective.trust is None else objective.trust(unmixed)
+            heads = None if objective.aux is None else mixed_heads(objective.aux, mixed, mix, confidence)
+            found.append(objective.add_up(unmixed, mixed.sum(base), heads))
+        parts = {name: found[0].parts[name] + found[1].parts[name] for name in found[0].parts}
+        if "confidence" in parts:
+            parts["confidence"] = parts["confidence"] / 2
+        return Losses(found[0].total + found[1].total, found[0].right, parts, found[0].shares)
