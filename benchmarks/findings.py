@@ -25,7 +25,7 @@ EXAMPLE = """example:
   python -m benchmarks.findings large --images cifar10-images.zip --labels cifar10n-labels.csv --minutes 9
 
 --images: a zip of train/CLASS/*.jpg and test/CLASS/*.jpg; --labels: a CSV file with the columns path, clean and worst.
-small: a narrow ResNet-10, 4,000 images, 2 CPU processes, about 90 minutes. large: ResNet-34, 50,000 images, one GPU.
+small: a narrow ResNet-10, 4,000 images, 2 CPU processes, about 2 hours. large: ResNet-34, 50,000 images, one GPU.
 The same command goes on where it was stopped, and only writes the tables when all is trained."""
 
 HERE = Path("build/findings")
