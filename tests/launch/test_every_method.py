@@ -36,6 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ce-deep": {"method__aux": "deep"},
     "gce-distillation": {"method__base": "gce", "method__aux": "distillation"},
     "coteaching-alasca": {"method__pair": "coteaching", "method__coteaching": {"ramp_epochs": 1}},
+    "decoupling-alasca": {"method__pair": "decoupling", "method__decoupling": {"warmup_epochs": 1}},
     "elr_plus-alasca": {"method__pair": "elr+", "optim__ema": 0.9},
     "elr_plus-none": {
         **{"method__pair": "elr+", "method__aux": "none", "optim__ema": 0.9},
@@ -52,6 +53,7 @@ BANKS = {
     "adaptive-averaged": {"alasca"},
     "elr-smoothing": {"elr"},
     "coteaching-alasca": {"network1/alasca", "network2/alasca"},
+    "decoupling-alasca": {"network1/alasca", "network2/alasca"},
     "elr_plus-alasca": {"network1/alasca", "network1/elr", "network2/alasca", "network2/elr"},
     "elr_plus-none": {"network1/elr", "network2/elr"},
     "coteaching_plus-elr": {"network1/elr", "network2/elr"},
