@@ -1,7 +1,9 @@
-"""Every method, whole runs: in two processes as in one, with accumulation, cut and resumed bit for bit."""
+"""Every method, whole runs: in two processes as in one, with accumulation, cut and resumed bit for bit.
+
+The launchers take turns: each starts every second method.
+"""
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from jobs import BIN, free_port
 from safetensors.torch import load_file
 
 from pipeline import configfile
@@ -59,7 +62,7 @@ BANKS = {
     "coteaching_plus-elr": {"network1/elr", "network2/elr"},
 }
 
-# All of them one after another in this process, one of two: starting a process takes longer than its runs.
+# Several one after another in this process, one of two: starting a process takes longer than its runs.
 IN_TURN = """
 import sys
 from pipeline import configfile
@@ -69,6 +72,8 @@ from pipeline.train.loop import Training
 
 world = dist.start(60)
 for file in sys.argv[1:]:
+    if file.startswith("--local_rank"):  # of the deepspeed launcher
+        continue
     config = configfile.load(file)
     training = Training(config, Inputs.open(config, 2), world)
     try:
@@ -96,16 +101,21 @@ def two(configured: Configured, tmp_path_factory: pytest.TempPathFactory) -> Cal
     for name, changes in METHODS.items():
         config = configured(run__name=f"{name}-in-two", eval__every=2, **changes)
         configfile.store(folder / f"{name}.toml", config)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(folder / "in_turn.py")]
-    ended = subprocess.run(
-        [sys.executable, *command, *(str(folder / f"{name}.toml") for name in METHODS)],
-        env={**unlaunched(), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
+    launchers = (
+        [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2"],
+        [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", str(free_port())],
     )
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    for number, launcher in enumerate(launchers):
+        files = [str(folder / f"{name}.toml") for name in list(METHODS)[number :: len(launchers)]]
+        ended = subprocess.run(
+            [*launcher, str(folder / "in_turn.py"), *files],
+            env={**unlaunched(), "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert ended.returncode == 0, (ended.stdout + ended.stderr)[-3000:]
     return lambda name: configured(run__name=f"{name}-in-two").folder
 
 
