@@ -133,7 +133,8 @@ def _report(comparison: Comparison, path: str, runs: list[Planned]) -> None:
         target=comparison.target,
         select_by=comparison.select_by,
     )
-    print("\n" + _markdown(results.rows(found)))
+    for table in filter(None, (results.rows(found), results.label_rows(found))):
+        print("\n" + _markdown(table))
     folder = Path(comparison.dir)
     for name, text in (
         ("comparison.json", results.to_json(found)),

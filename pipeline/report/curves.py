@@ -46,6 +46,9 @@ _EVIDENCE = {
 }
 
 
+_HEADINGS = {"main": "main head", "averaged": "averaged heads", "ensemble": "both networks"}
+
+
 def accuracy_figures(results: Results) -> str:
     """Per evaluation set and head, in percent; methods without that head are not in it."""
     parts = []
@@ -54,7 +57,7 @@ def accuracy_figures(results: Results) -> str:
             lines = {m.name: [_accuracies(run, name, head) for run in m.runs] for m in results.methods}
             present = {method: own for method, own in lines.items() if any(own)}
             if present:
-                heading = f"{name}: {'main head' if head == 'main' else 'averaged heads'}"
+                heading = f"{name}: {_HEADINGS[head]}"
                 figures = _figures(heading, "top-1 accuracy (%)", results, present, low=_low(present))
                 parts.append(f"<h3>{escape(heading)}</h3>{figures}")
     return "".join(parts)

@@ -12,7 +12,7 @@ from pipeline.record.track import SUMMARY, read_metrics
 from shards.errors import InputError
 from shards.url import public
 
-HEADS = ("main", "averaged")
+HEADS = ("main", "averaged", "ensemble")  # the last of two networks
 
 _OWN = {"run.name", "run.seed", "run.dir", "run.resume"}
 _CURVE_POINTS = 300
@@ -29,6 +29,7 @@ class Evaluation:
     set: str
     main: float | None
     averaged: float | None
+    ensemble: float | None
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ def figures(found: Results) -> dict[str, float]:
         for c in method.costs:
             at = f"{method.name}/{c.name}"
             named |= {f"{at}/mean": c.spread.mean, f"{at}/std": c.spread.std, f"{at}/ratio": c.ratio}
+        for name, own in method.evidence.items():
+            named |= {f"{method.name}/evidence/{name}/mean": own.mean, f"{method.name}/evidence/{name}/std": own.std}
         named[f"{method.name}/images_per_s/best_ratio"] = method.best_ratio
         for r in method.reaches:
             at = f"{method.name}/{r.set}/{r.head}/seconds_to_target"

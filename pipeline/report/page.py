@@ -6,7 +6,7 @@ from html import escape
 
 from pipeline.report.curves import accuracy_figures, evidence_figures, loss_figures, norm_figures
 from pipeline.report.measures import Accuracy, Cost
-from pipeline.report.results import Method, Results, cost, digits, pm, rows
+from pipeline.report.results import Method, Results, cost, digits, label_rows, pm, rows
 from pipeline.report.statistics import Difference, Spread
 from pipeline.report.style import CSS
 
@@ -62,10 +62,13 @@ def _header(results: Results) -> str:
 
 
 def _result(results: Results) -> str:
-    header, *lines = rows(results)
-    lines = [[name, *(cell.replace(" +/- ", " ± ") for cell in cells)] for name, *cells in lines]
     chosen = f" (or at the step {results.select_by} chose, where it says so)" if results.select_by else ""
-    return _table(f"Top-1 accuracy after the last step{chosen}, and cost; mean ± std over seeds", header, lines)
+    return _spread_table(f"Top-1 accuracy after the last step{chosen}, and cost; mean ± std over seeds", rows(results))
+
+
+def _spread_table(caption: str, found: list[list[str]]) -> str:
+    header, *lines = found
+    return _table(caption, header, [[cell.replace(" +/- ", " ± ") for cell in line] for line in lines])
 
 
 def _reading(results: Results) -> str:
@@ -77,8 +80,9 @@ def _reading(results: Results) -> str:
     items = [
         "± is the sample standard deviation over the seeds, which the table counts; one seed has none.",
         which,
-        "“Main” is the main head; “averaged” the mean of main and last auxiliary logits, for methods that have one. "
-        "They are different classifiers: compare within a column.",
+        "“Main” is the main head; “averaged” the mean of main and last auxiliary logits, for methods that have one; of "
+        "two networks both are the first one's, and “ensemble” is the mean of both main heads. They are different "
+        "classifiers: compare within a column.",
         f"Differences to {results.baseline} are in percentage points, paired by seed (same batches and "
         "initial weights where the data settings agree), with the 95 % interval of the paired t test. One seed gives a "
         "difference and no interval.",
@@ -190,12 +194,15 @@ def _reaches(results: Results) -> str:
 
 def _evidence(results: Results) -> str:
     """Absent where no true label is known."""
-    figures = evidence_figures(results)
+    found = label_rows(results)
+    if not found:
+        return ""
     text = (
         "Training images whose true label is known, augmented as they were learnt from; all in percent. A method with "
+        "a confidence in each label treats those above one half as clean; others trust all alike."
     )
-    text += "a confidence in each label treats those above one half as clean; others trust all alike."
-    return _section("What became of wrong labels", f"<p>{escape(text)}</p>{figures}") if figures else ""
+    table = _spread_table("Means over the last epoch; mean ± std over seeds", found)
+    return _section("What became of wrong labels", f"<p>{escape(text)}</p>{table}{evidence_figures(results)}")
 
 
 def _norms(results: Results) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.report import fair
+from pipeline.report import fair, labels
 from pipeline.report.finished import HEADS, Run, read
 from pipeline.report.measures import COSTS, Accuracy, Cost, Reach, accuracies, costs, differences, reaches
 from pipeline.report.statistics import Spread, ratio
@@ -23,7 +23,7 @@ class Method:
     `compared_to` is the run of the reference method with the same settings (data, network, precision, processes,
     device, versions), against which cost ratios are like for like; where there is none, `unlike` names what differs
     from the reference. `best_ratio` is images/s of the fastest settings of this method (`best`) over the fastest of
-    the reference (`best_other`): best against best.
+    the reference (`best_other`): best against best. `evidence` is that of the last epoch, by name.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Method:
     accuracies: list[Accuracy]
     costs: list[Cost]
     reaches: list[Reach]
+    evidence: dict[str, Spread]
     compared_to: str | None
     unlike: list[str]
     best: str | None
@@ -108,11 +109,12 @@ def to_csv(results: Results) -> str:
         for run in method.runs:
             own = {"method": method.name, "seed": run.seed, **{name: getattr(run, name) for name in COSTS}}
             own |= {f"{c.name}_ratio": c.ratio for c in method.costs}
+            own |= {f"evidence_{name}": value for name, value in labels.last_epoch(run.evidence).items()}
             own |= {"steps": run.steps, "world": run.world, "device": run.device, "folder": run.folder}
             own |= {"target": results.target, "versions": " ".join(f"{k}={v}" for k, v in run.versions.items())}
             for name in run.sets or [""]:
                 heads: dict[str, object] = {}
-                for head in HEADS:
+                for head in heads_of(results):
                     chosen = run.chosen.get(f"{name}/{head}")
                     heads[f"{head}_last"] = run.last.get(f"{name}/{head}")
                     heads[f"{head}_chosen"] = chosen.accuracy if chosen else None
@@ -120,8 +122,10 @@ def to_csv(results: Results) -> str:
                     seconds = run.reached.get(f"{name}/{head}", "")
                     heads[f"{head}_seconds_to_target"] = "not reached" if seconds is None else seconds
                 rows.append({"set": name, **heads, **own})
-    order = ["method", "set", "seed", *(f"{h}_{c}" for h in HEADS for c in ("last", "chosen", "chosen_step"))]
-    order += [*COSTS, *(f"{name}_ratio" for name in COSTS), "target", *(f"{head}_seconds_to_target" for head in HEADS)]
+    shown = heads_of(results)
+    order = ["method", "set", "seed", *(f"{h}_{c}" for h in shown for c in ("last", "chosen", "chosen_step"))]
+    order += [*COSTS, *(f"{name}_ratio" for name in COSTS), "target", *(f"{head}_seconds_to_target" for head in shown)]
+    order += [f"evidence_{name}" for name in labels.HEADINGS if any(name in m.evidence for m in results.methods)]
     out = io.StringIO()
     writer = csv.DictWriter(out, [*order, "steps", "world", "device", "versions", "folder"], lineterminator="\n")
     writer.writeheader()
@@ -163,6 +167,17 @@ def rows(results: Results) -> list[list[str]]:
     return [["method", *kept], *([m.name, *line] for m, line in zip(results.methods, lines, strict=True))]
 
 
+def label_rows(results: Results) -> list[list[str]]:
+    """As `rows`, of what became of right and wrong labels; empty where no true label is known."""
+    return labels.rows({m.name: m.evidence for m in results.methods})
+
+
+def heads_of(results: Results) -> list[str]:
+    """Those of `HEADS` that a table has room for: that of two networks only where there are some."""
+    pairs = any(key.endswith("/ensemble") for m in results.methods for run in m.runs for key in run.last)
+    return [head for head in HEADS if pairs or head != "ensemble"]
+
+
 def _cell(found: Spread | None, ratio: float | None, method: str, results: Results) -> str:
     """A cost, and in brackets how many times the reference's it is, like for like."""
     text = "" if found is None else pm(found, digits(found.mean))
@@ -184,7 +199,7 @@ def pm(found: Spread | None, decimals: int, scale: float = 1) -> str:
 
 
 def accuracy(method: Method, name: str, head: str, choice: str) -> Spread | None:
-    """Of one set, head ("main", "averaged") and choice ("last", "chosen")."""
+    """Of one set, head ("main", "averaged", "ensemble") and choice ("last", "chosen")."""
     return next((a.spread for a in method.accuracies if (a.set, a.head, a.choice) == (name, head, choice)), None)
 
 
@@ -212,6 +227,7 @@ def _method(name: str, found: dict[str, list[Run]], sets: list[str], baseline: s
         accuracies=accuracies(runs, found[baseline], found[reference] if reference else [], sets),
         costs=costs(runs, same),
         reaches=reaches(runs, same, sets),
+        evidence=labels.spreads(runs),
         compared_to=other,
         unlike=fair.unlike(runs, found[reference]) if reference and other is None else [],
         best=best,
