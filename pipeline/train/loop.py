@@ -97,7 +97,7 @@ class Training:
         of_the_run = inputs.warning() if world.rank == 0 else None
         for warning in filter(None, (of_the_node, of_the_run)):
             print(f"alasca: {warning}", file=sys.stderr, flush=True)
-        self.feed = inputs.feed(config.data, world, self.start, total)
+        self.feed = inputs.feed(config, world, self.start, total)
         self.state = State(config, inputs, world)
         self.engine, self.objective = self.state.engine, self.state.objective
         self.bad, self.nonfinite = self.state.bad, self.state.nonfinite
@@ -228,7 +228,7 @@ class Training:
         losses = self.objective(main, aux, batch.labels, batch.positions, batch.valid, epoch)
         self.engine.backward(losses.total)
         if looks:
-            self.norms.take(batch.images, batch.positions, batch.valid)
+            self.norms.take(batch.first_view, batch.positions, batch.valid)
         window.add(
             len(batch.labels),
             {
