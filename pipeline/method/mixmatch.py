@@ -14,7 +14,7 @@ _NOTHING = -1e30  # log of the probability of what does not count: -inf would ma
 
 
 def sharpen(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return p^(1/T) over its sum, for p [B, K] of sum 1 (equations 4 and 6)."""
+    """Return p^(1/T) over its sum, for p [B, K] of sum 1."""
     return torch.softmax(probabilities.log() / temperature, dim=1)
 
 
@@ -26,7 +26,7 @@ def mean_probabilities(logits: Sequence[torch.Tensor]) -> torch.Tensor:
 def refined(own: torch.Tensor, target: torch.Tensor, clean: torch.Tensor, temperature: float) -> torch.Tensor:
     """Co-refinement: the label as far as the OTHER network takes it for clean, else what the network itself says.
 
-    Equations 3 and 4: sharpen(w * onehot(y) + (1 - w) * p).
+    sharpen(w * onehot(y) + (1 - w) * p).
 
     Args:
         own: p, [B, K], the network's mean probabilities over views.
@@ -40,7 +40,7 @@ def refined(own: torch.Tensor, target: torch.Tensor, clean: torch.Tensor, temper
 
 
 def guessed(own: torch.Tensor, other: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Co-guessing: what both networks say, [B, K] each their mean over views, averaged and sharpened (equation 5)."""
+    """Co-guessing: what both networks say, [B, K] each their mean over views, averaged and sharpened."""
     return sharpen((own + other) / 2.0, temperature)
 
 
@@ -52,7 +52,7 @@ def ramp(epoch: float, warmup_epochs: float, ramp_epochs: float) -> float:
 
 
 def labelled_loss(logits: torch.Tensor, targets: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross entropy, 0-dim, over some samples; 0 over none (equation 9).
+    """Return the mean cross entropy, 0-dim, over some samples; 0 over none.
 
     Args:
         logits: [B, K], any float dtype.
@@ -65,14 +65,14 @@ def labelled_loss(logits: torch.Tensor, targets: torch.Tensor, among: torch.Tens
 def unlabelled_loss(logits: torch.Tensor, targets: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
     """Return the mean squared error of the probabilities, 0-dim, over some samples and ALL K classes; 0 over none.
 
-    Equation 10 takes the sum over the classes; the weights of its experiments belong to the authors' code, which (as
+    The paper writes the sum over the classes; the weights of its experiments belong to the authors' code, which (as
     MixMatch) takes the mean. Arguments are those of `labelled_loss`.
     """
     return _mean((torch.softmax(logits.float(), dim=1) - targets).square().mean(dim=1), among)
 
 
 def prior_loss(logits: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """Return sum_c pi_c log(pi_c / mean p_c), 0-dim, with pi_c = 1 / K and the mean over some samples (equation 11).
+    """Return sum_c pi_c log(pi_c / mean p_c), 0-dim, with pi_c = 1 / K and the mean over some samples.
 
     It keeps the network from putting all samples into one class. 0 over none. Arguments are those of `labelled_loss`.
     """

@@ -194,6 +194,10 @@ class Training:
         skipped = flags.any()
         self.objective.settle(skipped)
         window.settle(skipped)
+        epochs, begun = divmod(step + 1, self.plan.steps_per_epoch)
+        if not begun:
+            self.watch.phase("epoch")
+            self.objective.end_epoch(epochs)
         return flags
 
     def close(self) -> None:
@@ -229,16 +233,8 @@ class Training:
         self.engine.backward(losses.total)
         if looks:
             self.norms.take(batch.first_view, batch.positions, batch.valid)
-        window.add(
-            len(batch.labels),
-            {
-                "valid": batch.valid.sum(),
-                "loss": losses.total * len(batch.labels),
-                "top1": losses.right,
-                **losses.parts,
-            },
-            losses.shares,
-        )
+        sums = {"valid": batch.valid.sum(), "loss": losses.total * len(batch.labels), "top1": losses.right}
+        window.add(len(batch.labels), sums | losses.parts, losses.shares)
         self.bad["train"].add(host_batch.bad)
 
     def _record(self, step: int, window: Window) -> None:

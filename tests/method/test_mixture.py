@@ -1,10 +1,17 @@
-"""The mixture over losses: against expectation and maximisation by hand, and for any cut of the samples."""
+"""The mixture over losses: what the authors' settings find, for any cut of the samples into ranks."""
+
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 from sklearn.mixture import GaussianMixture
 
+from pipeline.method.bank import SampleBank
+from pipeline.method.dividemix import DivideMix
 from pipeline.method.mixture import Mixture
+from pipeline.method.objective import Objective
 
 
 def losses_of(clean: int, wrong: int, seed: int = 0) -> np.ndarray:
@@ -17,7 +24,8 @@ def losses_of(clean: int, wrong: int, seed: int = 0) -> np.ndarray:
 def test_probabilities_are_those_of_the_authors_settings(clean: int, wrong: int) -> None:
     losses = losses_of(clean, wrong)
     found = Mixture.fit(losses)
-    x = ((losses - losses.min()) / (losses.max() - losses.min())).astype(np.float64)[:, None]
+    x = losses.astype(np.float64)[:, None]
+    x = (x - x.min()) / (x.max() - x.min())
     theirs = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=0).fit(x)
     expected = theirs.predict_proba(x)[:, theirs.means_.argmin()]
     assert found.clean(losses) == pytest.approx(expected, abs=1e-5)
@@ -48,3 +56,34 @@ def test_losses_that_tell_nothing_apart_are_taken_for_clean() -> None:
     far = np.array([0.0, 1e-3, 2e-3, 1e30], np.float32)
     found = Mixture.fit(far).clean(far)
     assert np.isfinite(found).all() and found[:3].min() > 0.5 > found[3]
+
+
+def test_the_end_of_an_epoch_divides_the_same_for_any_number_of_ranks() -> None:
+    """Samples that were never seen are unlabelled, and not in the mixture."""
+    losses = losses_of(300, 180)
+    losses[[5, 471]] = 0
+    wanted = Mixture.fit(losses[losses > 0]).clean(losses).astype(np.float32)
+    wanted[[5, 471]] = 0
+    assert 0.55 < (wanted > 0.5).mean() < 0.7
+    for world in (1, 2, 4):
+        cuts = np.array_split(losses, world)
+        found = []
+        for rank, own in enumerate(cuts):
+            start = rank * len(own)
+            # What comes of `gather` on this rank: losses of all; then the mixture, which all of them found.
+            method = divided(own, start, lambda item, cuts=cuts: cuts if isinstance(item, np.ndarray) else [item])
+            method.end_epoch(1)
+            assert not method.banks["network1/clean"].rows.any()
+            method.end_epoch(2)
+            found.append(method.banks["network1/clean"].rows[:, 0].numpy())
+            assert np.array_equal(found[-1], method.banks["network2/clean"].rows[:, 0].numpy())
+        assert np.concatenate(found).tobytes() == wanted.tobytes()
+
+
+def divided(losses: NDArray[np.float32], start: int, gather: Any) -> DivideMix:
+    objectives = []
+    for _ in range(2):
+        banks = {name: SampleBank(start, start + len(losses), 1) for name in DivideMix.BANKS}
+        banks["loss"].rows.copy_(torch.from_numpy(losses).unsqueeze(1))
+        objectives.append(Objective(banks=banks))
+    return DivideMix(*objectives, lambda images: (images, []), gather, 0, 5, warmup_epochs=2)

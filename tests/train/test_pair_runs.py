@@ -113,8 +113,9 @@ def test_a_probe_is_of_the_first_network(
         {"method__pair": "decoupling", "method__aux": "deep", "engine__precision": "bfloat16"},
         {**COTEACHING, "method__base": "elr", "optim__clip": 1.0, "optim__ema": 0.9},
         {"method__pair": "coteaching+", "method__coteaching_plus": {"initial_epochs": 1}, "method__base": "gce"},
+        {"method__pair": "dividemix", "method__dividemix": {"warmup_epochs": 1}, "data__workers": 1},
     ],
-    ids=["decoupling", "coteaching", "coteaching+"],
+    ids=["decoupling", "coteaching", "coteaching+", "dividemix"],
 )
 def test_a_run_that_was_cut_ends_bit_for_bit_the_same(configured: Configured, world: World, changes: dict) -> None:
     """Within an epoch, after an evaluation; both networks, their momenta and banks."""
