@@ -110,7 +110,7 @@ class ElrPlus(Section):
 class DivideMix(Section):
     """Li, Socher and Hoi 2020, as for CIFAR-10; on CIFAR-100 they warm up for 30 epochs.
 
-    Their code for WebVision has 1 epoch of warm-up, alpha 0.5 and unlabelled_weight 0.
+    Their code for Clothing1M and WebVision has 1 epoch of warm-up, alpha 0.5 and unlabelled_weight 0.
     """
 
     warmup_epochs: Count = 10

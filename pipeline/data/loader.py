@@ -267,14 +267,15 @@ def _read(reader: ShardReader, ids: Ids, pixels: Pixels, max_pixels: int, view: 
     A bad image's place gets the previous good one (or the next), in every view.
     """
     bad: dict[int, Bad] = {}
+    views = list(enumerate(pixels))
     for slot, sample_id in enumerate(ids.tolist()):
         try:
             image = decode(reader.image_bytes(sample_id), max_pixels)
         except UndecodableImageError as error:
             bad[slot] = Bad(sample_id, str(error))
             continue
-        for number, place in enumerate(pixels):
-            place[slot] = view(image, sample_id, number)
+        for number, of_view in views:
+            of_view[slot] = view(image, sample_id, number)
     good = [slot for slot in range(len(ids)) if slot not in bad]
     for slot in bad:
         pixels[:, slot] = pixels[:, max((g for g in good if g < slot), default=good[0])] if good else 0

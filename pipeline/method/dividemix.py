@@ -52,7 +52,8 @@ class DivideMix(TwoNetworks):
     - a micro-batch holds labelled and unlabelled samples as they come, and each loss is the mean over its own kind (0
       where there is none). The paper draws as many of one kind as of the other;
     - both networks learn in one step, and answer each other by the statistics of the micro-batch;
-    - an epoch is one pass over all samples. In the paper it is one over the labelled ones.
+    - an epoch is one pass over all samples. In the paper it is one over the labelled ones;
+    - where unlabelled_weight is 0 their code takes prior_loss over labelled samples. Here it is over all.
 
     Heads see the mixed views, and their loss is mixed as in `ElrPlus`: by the given labels, of all samples. Confidence
     in a label (ALASCA), what counts as right, and evidence go by the first view before it was mixed.
