@@ -194,6 +194,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _something_is_left_to_divide(self) -> Self:
+        warmup = self.method.dividemix.warmup_epochs
+        if self.method.pair == "dividemix" and warmup >= self.optim.epochs:
+            raise ValueError(
+                f"method.dividemix.warmup_epochs = {warmup} leaves none of optim.epochs = {self.optim.epochs}: lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _select_by_a_set(self) -> Self:
         if self.eval.select_by is not None and self.eval.select_by not in self.eval.sets:
             raise ValueError(f"eval.select_by = '{self.eval.select_by}' names none of [eval.NAME]")

@@ -107,6 +107,20 @@ class ElrPlus(Section):
     mixup_alpha: Annotated[float, Field(gt=0)] = 1.0
 
 
+class DivideMix(Section):
+    """Li, Socher and Hoi 2020, as for CIFAR-10; on CIFAR-100 they warm up for 30 epochs.
+
+    Their code for Clothing1M and WebVision has 1 epoch of warm-up, alpha 0.5 and unlabelled_weight 0.
+    """
+
+    warmup_epochs: Count = 10
+    confidence_penalty: NonNegative = 0.0  # in the warm-up; theirs 1 where noise is asymmetric, and on Clothing1M
+    alpha: Annotated[float, Field(gt=0)] = 4.0
+    temperature: Annotated[float, Field(gt=0)] = 0.5
+    unlabelled_weight: NonNegative = 25.0  # lambda_u
+    ramp_epochs: NonNegative = 16.0  # over which that weight rises from 0, after the warm-up
+
+
 class HiddenGradients(Section):
     """HAR (Cao et al. 2021); the mean of `class_errors`, files of `alasca eval`, gives its weights by class."""
 
@@ -133,7 +147,7 @@ class Method(Section):
 
     base: Literal["ce", "adaptive", "ls", "gce", "sce", "nce_rce", "forward", "elr"] = "ce"
     aux: Literal["none", "alasca", "deep", "smoothing", "distillation"] = "alasca"
-    pair: Literal["none", "decoupling", "coteaching", "coteaching+", "elr+"] = "none"
+    pair: Literal["none", "decoupling", "coteaching", "coteaching+", "elr+", "dividemix"] = "none"
     penalty: Literal["none", "har", "jacobian"] = "none"
     penalty_weight: NonNegative | None = None  # of the penalty's paper, unless given
     alasca: Alasca = Alasca()
@@ -150,6 +164,7 @@ class Method(Section):
     coteaching: CoTeaching = CoTeaching()
     coteaching_plus: CoTeachingPlus = CoTeachingPlus()
     elr_plus: ElrPlus = ElrPlus()
+    dividemix: DivideMix = DivideMix()
     har: HiddenGradients = HiddenGradients()
     jacobian: InputJacobian = InputJacobian()
 
@@ -183,7 +198,14 @@ class Method(Section):
             raise ValueError(
                 f"pair = 'elr+' has a base loss of its own, that of [method.elr]: drop base = '{self.base}'"
             )
+        if self.pair == "dividemix" and self.base != "ce":
+            raise ValueError(f"pair = 'dividemix' has base losses of its own: drop base = '{self.base}'")
         return self
+
+    @property
+    def views(self) -> int:
+        """How many random views of each image it takes."""
+        return 2 if self.pair == "dividemix" else 1
 
     @property
     def networks(self) -> int:

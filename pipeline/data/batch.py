@@ -24,11 +24,16 @@ class Batch:
     sees real data and every other sample stays where it was.
     """
 
-    images: torch.Tensor  # uint8 [B, H, W, 3]
+    images: torch.Tensor  # uint8 [B, H, W, 3]; where a method needs V > 1 views of each image, [V, B, H, W, 3]
     labels: torch.Tensor  # int64 [B]
     positions: torch.Tensor  # int64 [B], places in the sorted active ids
     valid: torch.Tensor  # bool [B]
     bad: tuple[Bad, ...] = ()
+
+    @property
+    def first_view(self) -> torch.Tensor:
+        """The first (or only) view of each image, uint8 [B, H, W, 3]."""
+        return self.images if self.images.ndim == 4 else self.images[0]
 
     def _map(self, move: Any) -> "Batch":
         tensors = {f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "bad"}

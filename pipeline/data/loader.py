@@ -53,9 +53,10 @@ class TrainBatches(Dataset[Batch]):
         flip: bool,
         max_pixels: int,
         lanes: int | None = None,
+        views: int = 1,
     ) -> None:
-        """`lanes` is how many of them one process will be asked for (by default all)."""
-        self._labels, self._plan = labels, plan
+        """`lanes` is how many of them one process will be asked for (by default all); `views` is of each image."""
+        self._labels, self._plan, self._views = labels, plan, views
         self._crop, self._augment, self._flip, self._max_pixels = crop, augment, flip, max_pixels
         self._manifest, self._frames = manifest, Frames()
         self._reader = ShardReader(manifest, (lanes or plan.lanes) * plan.shuffle_shards)
@@ -74,12 +75,11 @@ class TrainBatches(Dataset[Batch]):
         epoch, step, lane = key
         ids = self._plan.lane_batch(epoch, step, lane)
 
-        def view(image: Pixels, sample_id: int) -> Pixels:
-            return train_view(
-                image, self._crop, self._augment, self._flip, sample_rng(self._plan.seed, epoch, sample_id)
-            )
+        def view(image: Pixels, sample_id: int, number: int) -> Pixels:
+            rng = sample_rng(self._plan.seed, epoch, sample_id, number)
+            return train_view(image, self._crop, self._augment, self._flip, rng)
 
-        images = self._frames.take(len(ids), self._crop, self._crop, 3)
+        images = self._frames.take(self._views, len(ids), self._crop, self._crop, 3)
         bad = _read(self._reader, ids, images.numpy(), self._max_pixels, view)
         return _batch(self._labels, ids, self._plan.positions(ids), images, bad)
 
@@ -111,10 +111,10 @@ class EvalBatches(Dataset[Batch]):
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         ids = self._part.ids[slice(*key)]
 
-        def view(image: Pixels, sample_id: int) -> Pixels:
+        def view(image: Pixels, sample_id: int, number: int) -> Pixels:
             return eval_view(image, self._crop, self._augment)
 
-        images = self._frames.take(len(ids), self._crop, self._crop, 3)
+        images = self._frames.take(1, len(ids), self._crop, self._crop, 3)
         bad = _read(self._reader, ids, images.numpy(), self._max_pixels, view)
         return _batch(self._part.labels, ids, ids, images, bad)
 
@@ -262,23 +262,30 @@ def _end_with_the_run() -> None:
 
 
 def _read(reader: ShardReader, ids: Ids, pixels: Pixels, max_pixels: int, view: Any) -> tuple[Bad, ...]:
-    """Fill `pixels` [B, crop, crop, 3] with views of the ids; a bad image's place gets the previous good (or next)."""
+    """Fill `pixels` [V, B, crop, crop, 3] with views of the ids, each decoded once.
+
+    A bad image's place gets the previous good one (or the next), in every view.
+    """
     bad: dict[int, Bad] = {}
+    views = list(enumerate(pixels))
     for slot, sample_id in enumerate(ids.tolist()):
         try:
-            pixels[slot] = view(decode(reader.image_bytes(sample_id), max_pixels), sample_id)
+            image = decode(reader.image_bytes(sample_id), max_pixels)
         except UndecodableImageError as error:
             bad[slot] = Bad(sample_id, str(error))
+            continue
+        for number, of_view in views:
+            of_view[slot] = view(image, sample_id, number)
     good = [slot for slot in range(len(ids)) if slot not in bad]
     for slot in bad:
-        pixels[slot] = pixels[max((g for g in good if g < slot), default=good[0])] if good else 0
+        pixels[:, slot] = pixels[:, max((g for g in good if g < slot), default=good[0])] if good else 0
     return tuple(bad.values())
 
 
 def _batch(given: Labels, ids: Ids, positions: Ids, images: torch.Tensor, bad: tuple[Bad, ...]) -> Batch:
     bad_ids = {b.sample_id for b in bad}
     return Batch(
-        images=images,
+        images=images if len(images) > 1 else images[0],
         labels=torch.from_numpy(given[ids].astype(np.int64)),
         positions=torch.from_numpy(np.array(positions, dtype=np.int64)),
         valid=torch.tensor([i not in bad_ids for i in ids.tolist()]),

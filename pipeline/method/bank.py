@@ -60,6 +60,11 @@ class SampleBank:
         return new.float().to(values.device)
 
     @torch.no_grad()
+    def read(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the rows of positions, int64 [B] in [start, stop), as [B, width] float32 on the positions' device."""
+        return self.rows.index_select(0, positions.to(self.rows.device) - self.start).float().to(positions.device)
+
+    @torch.no_grad()
     def settle(self, skipped: torch.Tensor) -> None:
         """End a step: its updates stand, or its rows become what they were before it.
 

@@ -164,6 +164,9 @@ class Objective:
         for bank in self.banks.values():
             bank.settle(skipped)
 
+    def end_epoch(self, epochs: int) -> None:
+        """After the last step of an epoch, on all ranks together; `epochs` are completed. May wait for the device."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return {name: state} of the banks."""
         return {name: bank.state_dict() for name, bank in self.banks.items()}

@@ -55,6 +55,11 @@ class TwoNetworks(ABC):
         for each in self.objectives:
             each.settle(skipped)
 
+    def end_epoch(self, epochs: int) -> None:
+        """After the last step of an epoch; see `Objective.end_epoch`."""
+        for each in self.objectives:
+            each.end_epoch(epochs)
+
     def state_dict(self) -> dict[str, Any]:
         """Return {"network1": state, "network2": state}."""
         return {who: each.state_dict() for who, each in self._named.items()}

@@ -15,6 +15,7 @@ from pipeline.data.plan import Plan
 from pipeline.data.selection import Selection
 from pipeline.method.alasca import AdaptiveBase, Alasca, Trust
 from pipeline.method.bank import SampleBank
+from pipeline.method.dividemix import DivideMix
 from pipeline.method.elr import EarlyLearning
 from pipeline.method.elrplus import ElrPlus
 from pipeline.method.evidence import Evidence
@@ -27,6 +28,7 @@ from pipeline.method.pairobjective import PairObjective
 from pipeline.method.pairs import Choice, CoTeaching, CoTeachingPlus, Decoupling
 from pipeline.method.supervision import SelfDistillation, Supervision
 from pipeline.method.twonetworks import TwoNetworks
+from pipeline.train import dist
 from pipeline.train.dist import World
 from pipeline.train.engine import Engine
 from pipeline.train.forgetrate import known_forget_rate
@@ -44,7 +46,7 @@ def compose(
     matrix, evidence = noise_matrix(config, manifest, selection), _evidence(manifest, selection, plan, world)
     objectives = []
     for _ in range(method.networks):
-        banks = {name: _bank(config, manifest, plan, world) for name in method.banks}
+        banks = {name: _bank(config, plan, world, manifest.num_classes) for name in method.banks}
         trust = _trust(config, banks) if method.trusts else None
         base, aux = _base(config, banks, matrix, world, trust), _aux(config, trust)
         penalty = _penalty(config, manifest, selection, engine.module)
@@ -57,6 +59,8 @@ def compose(
         targets = [_elr(config, each.banks) for each in objectives]
         look = partial(engine.look, averaged=True)
         return ElrPlus(first, second, targets, look, config.run.seed, **method.elr_plus.model_dump())
+    if method.pair == "dividemix":
+        return _dividemix(config, plan, world, engine, first, second)
     return PairObjective(first, second, _choice(config, known_forget_rate(config, manifest, selection)))
 
 
@@ -131,10 +135,20 @@ def _choice(config: Config, rate: float | None) -> Choice:
     return CoTeachingPlus(rate, method.coteaching_plus.ramp_epochs, method.coteaching_plus.initial_epochs)
 
 
-def _bank(config: Config, manifest: Manifest, plan: Plan, world: World) -> SampleBank:
+def _dividemix(
+    config: Config, plan: Plan, world: World, engine: Engine, first: Objective, second: Objective
+) -> DivideMix:
+    for objective in (first, second):
+        # One number a sample, so in full precision.
+        objective.banks |= {name: _bank(config, plan, world, 1, "float32") for name in DivideMix.BANKS}
+    place, options = (config.run.seed, plan.steps_per_epoch), config.method.dividemix.model_dump()
+    return DivideMix(first, second, engine.look, dist.gather, *place, **options)
+
+
+def _bank(config: Config, plan: Plan, world: World, width: int, dtype: str | None = None) -> SampleBank:
     start, stop = plan.home(world.rank, world.size)
     device = world.device if config.engine.bank_device == "auto" else torch.device("cpu")
-    return SampleBank(start, stop, manifest.num_classes, getattr(torch, config.engine.bank_dtype), device)
+    return SampleBank(start, stop, width, getattr(torch, dtype or config.engine.bank_dtype), device)
 
 
 def _evidence(manifest: Manifest, selection: Selection, plan: Plan, world: World) -> Evidence | None:

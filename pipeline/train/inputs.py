@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from pipeline.config import Config, Data
+from pipeline.config import Config
 from pipeline.data.loader import Feed, TrainBatches, lanes_of_a_worker, train_keys
 from pipeline.data.plan import Plan
 from pipeline.data.selection import Selection, select
@@ -99,9 +99,9 @@ class Inputs:
             return None
         return f"{manifest.place}: {mix.warning(manifest.classes)}; `alasca shard webdataset` writes them shuffled"
 
-    def feed(self, data: Data, world: World, start: int, stop: int) -> Feed:
+    def feed(self, config: Config, world: World, start: int, stop: int) -> Feed:
         """A rank's micro-batches, from one step of the run to another."""
-        lanes = self.plan.lanes_of(world.rank, world.size)
+        data, lanes = config.data, self.plan.lanes_of(world.rank, world.size)
         dataset = TrainBatches(
             self.manifest,
             self.plan,
@@ -111,6 +111,7 @@ class Inputs:
             flip=data.flip,
             max_pixels=data.max_pixels,
             lanes=lanes_of_a_worker(len(lanes), data.workers),
+            views=config.method.views,
         )
         keys = train_keys(self.plan, lanes, start, stop)
         return Feed(dataset, keys, data.workers, pin=world.device.type == "cuda")

@@ -97,7 +97,7 @@ class Training:
         of_the_run = inputs.warning() if world.rank == 0 else None
         for warning in filter(None, (of_the_node, of_the_run)):
             print(f"alasca: {warning}", file=sys.stderr, flush=True)
-        self.feed = inputs.feed(config.data, world, self.start, total)
+        self.feed = inputs.feed(config, world, self.start, total)
         self.state = State(config, inputs, world)
         self.engine, self.objective = self.state.engine, self.state.objective
         self.bad, self.nonfinite = self.state.bad, self.state.nonfinite
@@ -194,6 +194,10 @@ class Training:
         skipped = flags.any()
         self.objective.settle(skipped)
         window.settle(skipped)
+        epochs, begun = divmod(step + 1, self.plan.steps_per_epoch)
+        if not begun:
+            self.watch.phase("epoch")
+            self.objective.end_epoch(epochs)
         return flags
 
     def close(self) -> None:
@@ -228,17 +232,9 @@ class Training:
         losses = self.objective(main, aux, batch.labels, batch.positions, batch.valid, epoch)
         self.engine.backward(losses.total)
         if looks:
-            self.norms.take(batch.images, batch.positions, batch.valid)
-        window.add(
-            len(batch.labels),
-            {
-                "valid": batch.valid.sum(),
-                "loss": losses.total * len(batch.labels),
-                "top1": losses.right,
-                **losses.parts,
-            },
-            losses.shares,
-        )
+            self.norms.take(batch.first_view, batch.positions, batch.valid)
+        sums = {"valid": batch.valid.sum(), "loss": losses.total * len(batch.labels), "top1": losses.right}
+        window.add(len(batch.labels), sums | losses.parts, losses.shares)
         self.bad["train"].add(host_batch.bad)
 
     def _record(self, step: int, window: Window) -> None:

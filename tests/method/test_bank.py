@@ -25,6 +25,17 @@ def test_starts_at_zeros_and_updates_before_it_reads():
     np.testing.assert_allclose(rows.numpy(), [[2.1, 25.8]], rtol=1e-6)
 
 
+def test_reading_moves_nothing():
+    bank = SampleBank(10, 14, 2, dtype=torch.bfloat16)
+    bank.update(index(12, 10), torch.tensor([[3.0, -6.0], [1.0, 2.0]]), 0.0)
+    before = bank.rows.clone()
+    read = bank.read(index(10, 11, 12, 12))
+    assert read.dtype == torch.float32 and read.tolist() == [[1, 2], [0, 0], [3, -6], [3, -6]]
+    assert torch.equal(bank.rows, before)
+    bank.settle(torch.tensor(True))
+    assert not bank.rows.any()
+
+
 def test_follows_the_recurrence_over_many_steps():
     rng = np.random.default_rng(0)
     bank, wanted = SampleBank(100, 120, 3), np.zeros((20, 3))

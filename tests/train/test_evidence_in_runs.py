@@ -28,7 +28,7 @@ def test_the_record_of_a_step_is_what_its_images_say(configured: Configured, wor
     training.close()
     (record,) = (r for r in read_metrics(config.folder) if r["kind"] == "train")
     # The same images once more, from a feed of their own.
-    feed = Inputs.open(config, 1).feed(config.data, world, 0, 1)
+    feed = Inputs.open(config, 1).feed(config, world, 0, 1)
     said, probability, given, clean = [], [], [], []
     for batch in feed:
         with torch.no_grad():

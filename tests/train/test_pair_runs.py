@@ -98,6 +98,22 @@ def test_figures_are_of_each_network_and_of_both(finished: Training, world: Worl
     assert stored.noise_matrix(clean_photos, world).shape == (3, 3)
 
 
+def test_dividemix_tells_wrong_labels(configured: Configured, world: World, photos: Manifest) -> None:
+    options = {"warmup_epochs": 3, "ramp_epochs": 2, "unlabelled_weight": 5.0}
+    changes = {"optim__epochs": 6, "optim__lr": 0.02, "track__every": 5, "method__aux": "none"}
+    run = trained(configured(method__pair="dividemix", method__dividemix=options, **changes), world)
+    epochs = lines(run, "train")
+    wrong = float(np.mean(photos.labels != photos.clean_labels))
+    for r in epochs[:3]:
+        assert "labelled" not in r and r["evidence/recall"] == 1 and r["evidence/precision"] == pytest.approx(1 - wrong)
+    for r in epochs[3:]:
+        assert r["labelled"] == pytest.approx(1 - wrong, abs=0.1)
+        assert r["evidence/precision"] > 0.95 and r["evidence/recall"] > 0.85
+        assert r["evidence/confidence_right"] > 0.8 > 0.2 > r["evidence/confidence_wrong"]
+        assert 0 < r["loss/unlabelled"] < 0.2 and 0 < r["loss/prior"] < 0.2 < r["loss/labelled"]
+    assert lines(run, "eval")[-1]["ensemble/top1"] > 0.9
+
+
 def test_a_probe_is_of_the_first_network(
     finished: Training, photos: Manifest, clean_photos: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,8 +129,9 @@ def test_a_probe_is_of_the_first_network(
         {"method__pair": "decoupling", "method__aux": "deep", "engine__precision": "bfloat16"},
         {**COTEACHING, "method__base": "elr", "optim__clip": 1.0, "optim__ema": 0.9},
         {"method__pair": "coteaching+", "method__coteaching_plus": {"initial_epochs": 1}, "method__base": "gce"},
+        {"method__pair": "dividemix", "method__dividemix": {"warmup_epochs": 1}, "data__workers": 1},
     ],
-    ids=["decoupling", "coteaching", "coteaching+"],
+    ids=["decoupling", "coteaching", "coteaching+", "dividemix"],
 )
 def test_a_run_that_was_cut_ends_bit_for_bit_the_same(configured: Configured, world: World, changes: dict) -> None:
     """Within an epoch, after an evaluation; both networks, their momenta and banks."""
@@ -163,6 +180,12 @@ def test_a_rate_that_nobody_knows_is_asked_for(
 def test_what_does_not_go_together_is_refused(configured: Configured, world: World) -> None:
     with pytest.raises(InputError, match="penalty = 'har' is for one network: drop it, or pair = 'coteaching'"):
         configured(method__pair="coteaching", method__penalty="har")
+    with pytest.raises(InputError, match="pair = 'dividemix' has base losses of its own: drop base = 'gce'"):
+        configured(method__pair="dividemix", method__base="gce", method__dividemix={"warmup_epochs": 1})
+    with pytest.raises(InputError, match="penalty = 'jacobian' is for one network: drop it, or pair = 'dividemix'"):
+        configured(method__pair="dividemix", method__penalty="jacobian", method__dividemix={"warmup_epochs": 1})
+    with pytest.raises(InputError, match=r"dividemix.warmup_epochs = 10 leaves none of optim.epochs = 2: lower it"):
+        configured(method__pair="dividemix")
     with pytest.raises(InputError, match=r"method.coteaching.forget_rate = 1"):
         configured(method__coteaching={"forget_rate": 1.0})
     trained(configured(run__max_steps=2), world)
