@@ -20,9 +20,10 @@ class ElrPlus(TwoNetworks):
     """Each network learns mixed images by CE + lambda * log(1 - <q, p>), all of which are added.
 
     Liu, Niles-Weed, Razavian, Fernandez-Granda (arXiv 2007.00151, appendix; repository shengliu66/ELR, ELR_plus). For
-    each network a micro-batch is mixed anew (`mixup.draw`). CE is that with the mixed labels, and q the mix of the
-    samples' targets t, which move on, before they are read, with the answer of the OTHER network's weight EMA to the
-    images before they were mixed. As there, the EMA goes by the statistics of the micro-batch.
+    each network a micro-batch is mixed anew (`mixup.draw`), each sample staying at least half of itself. CE is that
+    with the mixed labels, and q the mix of the samples' targets t, which move on, before they are read, with the answer
+    of the OTHER network's weight EMA to the images before they were mixed. As there, the EMA goes by the statistics of
+    the micro-batch.
 
     With auxiliary heads: they see the mixed images, and their loss is mixed as CE is: share * loss(y) + (1 - share) *
     loss(its partner's y). The confidence in each label (ALASCA) is by the answer of the network's own EMA to the images
@@ -62,7 +63,7 @@ class ElrPlus(TwoNetworks):
         """Return each network's mixed images, float32 [2, B, H, W, 3], after the EMAs have seen them unmixed."""
         self._answers = separate(*self._look(batch.images))
         place = (self._seed, step, lane)
-        self._mixes = [draw(batch.valid, self._alpha, place, network) for network in range(2)]
+        self._mixes = [draw(batch.valid, self._alpha, place, network, at_least_half=True) for network in range(2)]
         images = batch.images.float()
         return torch.stack([mix.of(images) for mix in self._mixes])
 
