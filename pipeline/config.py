@@ -179,6 +179,15 @@ class Config(Section):
     track: Track = Track()
     dist: Dist = Dist()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _average_as_published(cls, raw: Any) -> Any:
+        """The decay that ELR+ takes, where the file has none."""
+        method, optim = (raw.get(name) for name in ("method", "optim")) if isinstance(raw, dict) else (None, None)
+        if not isinstance(method, dict) or method.get("pair") != "elr+" or not isinstance(optim, dict):
+            return raw
+        return raw | {"optim": {"ema": 0.997} | optim}
+
     @model_validator(mode="after")
     def _heads_follow_method(self) -> Self:
         if self.method.aux == "none" and self.model.heads not in (None, "none"):
@@ -190,7 +199,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _average_for_its_targets(self) -> Self:
         if self.method.pair == "elr+" and self.optim.ema == 0:
-            raise ValueError("method.pair = 'elr+' learns from the EMA of the weights: set optim.ema = 0.997")
+            raise ValueError("method.pair = 'elr+' learns from the EMA of the weights: drop optim.ema = 0 for 0.997")
         return self
 
     @model_validator(mode="after")

@@ -102,9 +102,10 @@ class CoTeachingPlus(Section):
 
 
 class ElrPlus(Section):
-    """Liu et al. 2020, appendix; beta and lambda are those of `elr`, the decay of the weight EMA is `optim.ema`."""
+    """Liu et al. 2020, appendix; beta and lambda are those of `elr`, `optim.ema` (0.997) is the weight EMA's decay."""
 
     mixup_alpha: Annotated[float, Field(gt=0)] = 1.0
+    ramp_epochs: NonNegative = 0.0  # over which lambda rises; theirs 102 for CIFAR-100 (40,000 steps of 128)
 
 
 class DivideMix(Section):

@@ -32,6 +32,14 @@ def test_defaults_are_the_papers() -> None:
     assert parsed("--method.aux", "none").heads == "none"
 
 
+def test_elr_plus_averages_weights_as_published_unless_told_how() -> None:
+    assert (parsed().optim.ema, parsed("--method.pair", "coteaching").optim.ema) == (0.0, 0.0)
+    config = parsed("--method.pair", "elr+")
+    assert config.optim.ema == 0.997
+    assert configfile.parse(tomllib.loads(config.to_toml()), name="other", where="") == config
+    assert parsed("--method.pair", "elr+", "--optim.ema", "0.9").optim.ema == 0.9
+
+
 def test_what_one_types_often_is_short() -> None:
     run = parsed("--max-minutes", "1.5", "--resume=auto").run
     assert (run.max_minutes, run.resume) == (1.5, "auto")
@@ -84,6 +92,11 @@ def test_what_is_written_reads_back_the_same() -> None:
         (["--optim.warmup_epochs", "120"], "warmup_epochs 120 must be shorter than the 120 epochs"),
         (["--model.heads", "light", "--method.aux", "none"], "would never learn"),
         (["--model.heads", "none"], "needs heads"),
+        (["--method.pair", "elr+", "--optim.ema", "0"], "drop optim.ema = 0 for 0.997"),
+        (["--method.pair", "elr+", "--method.base", "gce"], "that of [method.elr]: drop base = 'gce'"),
+        (["--method.pair", "elr+", "--method.penalty", "har"], "penalty = 'har' is for one network"),
+        (["--method.pair", "elr+", "--method.elr_plus.mixup_alpha", "0"], "method.elr_plus.mixup_alpha = 0"),
+        (["--method.pair", "elr+", "--method.elr_plus.ramp_epochs", "-1"], "method.elr_plus.ramp_epochs = -1"),
         (["--run.name", "../x"], "run.name = '../x'"),
         (["--data.lanes"], "--data.lanes has no value"),
         (["lanes", "3"], "unknown argument 'lanes'"),

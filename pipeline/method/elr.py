@@ -45,11 +45,14 @@ class EarlyLearning:
         seen = _clamped(F.log_softmax(outputs.main.detach().float(), dim=1))
         return self._bank.update(outputs.positions, seen / seen.sum(dim=1, keepdim=True), self._beta, outputs.valid)
 
-    def mixed(self, outputs: Outputs, targets: torch.Tensor, mix: Mix) -> torch.Tensor:
-        """Return the losses [B] of mixed samples, each held to the mix of both samples' `targets` (ELR+)."""
+    def mixed(self, outputs: Outputs, targets: torch.Tensor, mix: Mix, factor: float = 1.0) -> torch.Tensor:
+        """Return the losses [B] of mixed samples, each held to the mix of both samples' `targets` (ELR+).
+
+        `factor` multiplies the weight.
+        """
         log_p = F.log_softmax(outputs.main.float(), dim=1)
         labels = mix.of(F.one_hot(outputs.target, log_p.shape[1]).float())
-        return self._held_to(mix.of(targets), log_p) - (labels * log_p).sum(dim=1)
+        return factor * self._held_to(mix.of(targets), log_p) - (labels * log_p).sum(dim=1)
 
     def _held_to(self, targets: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
         """Return weight * log(1 - <t, p>), [B]."""

@@ -40,7 +40,7 @@ def draw(
         alpha: above 0.
         place: (seed, step, lane) of the micro-batch, so that the number of processes does not matter.
         network: from 0: each mixes anew.
-        at_least_half: take the larger of the share and its rest, as MixMatch does: a sample stays most of itself.
+        at_least_half: take the larger of the share and its rest, as MixMatch and ELR+ do: none is mostly another.
     """
     generator = np.random.default_rng([_STREAM, *place, network])
     share = float(generator.beta(alpha, alpha))

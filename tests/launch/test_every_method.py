@@ -40,7 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gce-distillation": {"method__base": "gce", "method__aux": "distillation"},
     "coteaching-alasca": {"method__pair": "coteaching", "method__coteaching": {"ramp_epochs": 1}},
     "decoupling-alasca": {"method__pair": "decoupling", "method__decoupling": {"warmup_epochs": 1}},
-    "elr_plus-alasca": {"method__pair": "elr+", "optim__ema": 0.9},
+    "elr_plus-alasca": {"method__pair": "elr+", "method__elr_plus": {"ramp_epochs": 2}, "optim__ema": 0.9},
     "elr_plus-none": {
         **{"method__pair": "elr+", "method__aux": "none", "optim__ema": 0.9},
         "engine__precision": "bfloat16",

@@ -11,7 +11,7 @@ from pipeline.data.batch import Batch
 from pipeline.method.alasca import Alasca, Trust
 from pipeline.method.bank import SampleBank
 from pipeline.method.elr import EarlyLearning
-from pipeline.method.elrplus import ElrPlus
+from pipeline.method.elrplus import ElrPlus, ramp
 from pipeline.method.evidence import Evidence
 from pipeline.method.mixup import draw
 from pipeline.method.objective import Objective
@@ -53,10 +53,10 @@ def stacked(
     return main, heads
 
 
-def built(teachers: Array, classes: int, **options: Any) -> ElrPlus:
+def built(teachers: Array, classes: int, weight: float = 3.0, **options: Any) -> ElrPlus:
     banks = [{"elr": SampleBank(0, BATCH, classes)} for _ in range(2)]
     objectives = [Objective(banks=each) for each in banks]
-    elr = [EarlyLearning(each["elr"]) for each in banks]
+    elr = [EarlyLearning(each["elr"], weight=weight) for each in banks]
     return ElrPlus(*objectives, elr, lambda _: stacked(teachers), PLACE[0], **options)
 
 
@@ -79,7 +79,7 @@ def test_value_and_gradient(classes: int, scale: float, dtype: torch.dtype) -> N
     _, losses, (leaf, *_) = step(method, students, batch(y, valid), dtype)
     total, gradient = 0.0, np.zeros((2, BATCH, classes))
     for number in range(2):
-        mix = draw(valid, 1.0, PLACE, number)
+        mix = draw(valid, 1.0, PLACE, number, at_least_half=True)
         seen = clamped(softmax(teachers[1 - number, 0]))
         t = 0.3 * seen / seen.sum(axis=1, keepdims=True)
         for i in np.flatnonzero(valid.numpy()):
@@ -118,7 +118,7 @@ def test_each_network_sees_its_own_mix_of_what_decoded() -> None:
     images, *_ = step(built(teachers, 5), students, given)
     assert images.shape == (2, BATCH, SIZE, SIZE, 3)
     for number in range(2):
-        mix = draw(valid, 1.0, PLACE, number)
+        mix = draw(valid, 1.0, PLACE, number, at_least_half=True)
         values = given.images.double()
         torch.testing.assert_close(images[number].double(), mix.share * values + (1 - mix.share) * values[mix.partner])
 
@@ -152,7 +152,7 @@ def test_alasca_smooths_both_labels_by_what_the_average_says_of_the_unmixed_imag
     _, losses, (_, *leaves) = step(method, students, batch(y, every))
     aux, confidences = 0.0, []
     for number in range(2):
-        mix = draw(every, 1.0, PLACE, number)
+        mix = draw(every, 1.0, PLACE, number, at_least_half=True)
         average = 0.3 * teachers[number, 0]
         confidence = softmax(average / 0.333)[np.arange(BATCH), y]
         confidences.append(confidence)
@@ -189,6 +189,31 @@ def test_nothing_waits_for_the_device() -> None:
     method(main, [], given.labels, given.positions, given.valid, 1.0).total.backward()
     method.settle(given.valid.any())
     assert main.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("epoch", "epochs", "factor"),
+    [
+        *((0, 0, 1), (5, 0, 1), (0, 8, 0.006737946999085467), (2, 8, 0.06005466789530794)),
+        *((4, 8, 0.2865047968601901), (7.5, 8, 0.980658249139539), (8, 8, 1), (9, 8, 1)),
+    ],
+)
+def test_the_weight_of_the_targets_rises_and_nothing_else_does(epoch: float, epochs: float, factor: float) -> None:
+    assert ramp(epoch, epochs) == pytest.approx(factor, rel=1e-12)
+    students, teachers = drawn(5, 2.0)
+    given = batch(np.arange(BATCH) % 5, torch.ones(BATCH, dtype=torch.bool))
+    full, none = built(teachers, 5), built(teachers, 5, weight=0.0)
+    found = built(teachers, 5, ramp_epochs=epochs)
+    losses = [step(each, students, given, epoch=epoch) for each in (found, full, none)]
+    value, whole, plain = (each.total.item() for _, each, _ in losses)
+    assert value == pytest.approx(plain + factor * (whole - plain), rel=1e-6)
+    gradient, whole, plain = (leaf.grad for *_, (leaf, *_) in losses)
+    torch.testing.assert_close(gradient, plain + factor * (whole - plain), rtol=1e-5, atol=1e-7)
+
+
+def test_a_ramp_is_no_shorter_than_nothing() -> None:
+    with pytest.raises(InputError, match=r"ramp_epochs = -1 in \[method.elr_plus\]"):
+        built(drawn(5, 1.0)[1], 5, ramp_epochs=-1)
 
 
 def test_a_share_needs_a_distribution() -> None:
