@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.config import Config
-from pipeline.method.alasca import AdaptiveSmoothing, Alasca
+from pipeline.method.alasca import AdaptiveSmoothing, Alasca, Trust
 from pipeline.method.bank import SampleBank
 from pipeline.method.elr import EarlyLearning
 from pipeline.method.losses import base_loss
@@ -25,9 +25,11 @@ def test_method_settings_reach_the_losses(configured: Configured, world: World) 
     settings = {"aux_weight": 0.5, "momentum": 0.6, "temperature": 2.0, "warmup_epochs": 7}
     config = configured(method__base="gce", method__gce={"q": 0.3}, method__alasca=settings)
     training = Training(config, Inputs.open(config, 1), world)
-    aux = training.objective.aux
+    aux, trust = training.objective.aux, training.objective.trust
     assert isinstance(aux, Alasca) and aux.aux_weight == 0.5
-    assert aux.smoothing == AdaptiveSmoothing(momentum=0.6, temperature=2.0, warmup_epochs=7)
+    assert isinstance(trust, Trust) and trust.smoothing == AdaptiveSmoothing(
+        momentum=0.6, temperature=2.0, warmup_epochs=7
+    )
     logits, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     p = torch.softmax(logits, 1)[range(4), target]
     outputs = Outputs(logits, (), target, torch.arange(4), torch.ones(4, dtype=torch.bool), 0)
@@ -71,7 +73,7 @@ def test_settings_of_a_loss_of_heads_reach_it(
     found = Training(config, Inputs.open(config, 1), world).objective.aux
     assert found is not None and found.aux_weight == 0.7
     outputs = some_outputs()
-    torch.testing.assert_close(found(outputs).losses, made(outputs).losses)
+    torch.testing.assert_close(found(outputs), made(outputs))
 
 
 def some_outputs() -> Outputs:
