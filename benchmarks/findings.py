@@ -31,7 +31,7 @@ The same command goes on where it was stopped, and only writes the tables when a
 HERE = Path("build/findings")
 RECIPES = Path("benchmarks/recipes")
 RESULTS = Path("benchmarks/results")
-TABLES = ("comparison.csv", "comparison.json")
+TABLE = "comparison.csv"
 OF_EACH_CLASS = 400
 _SECONDS_TO_SAVE = 60.0
 
@@ -145,8 +145,7 @@ def main(given: list[str]) -> int:
             print(f"benchmarks.findings: {name} is not done; the same command goes on", file=sys.stderr)
             return 1
         results.mkdir(parents=True, exist_ok=True)
-        for table in TABLES:
-            shutil.copyfile(here / "runs" / name / table, results / f"finding-{name}-{table}")
+        shutil.copyfile(here / "runs" / name / TABLE, results / f"finding-{name}.csv")
     return 0
 
 

@@ -8,8 +8,8 @@
 #   TOY=1 benchmarks/gpu.sh ...  the same on a CPU at toy size, a few minutes: that the script works; its figures mean
 #                                nothing and go to build/
 #   MICRO_BATCH=64 benchmarks/gpu.sh
-# The first writes benchmarks/results/gpu.json (every sample) and gpu.md, the second finding-cifar10n-comparison.json and
-# .csv there. The network is used only if timm is missing.
+# The first writes benchmarks/results/gpu.json (every sample) and gpu.md, the second finding-cifar10n.csv
+# there. The network is used only if timm is missing.
 set -euo pipefail
 
 fail() {

@@ -54,7 +54,7 @@ class GeneralizedCrossEntropy(Section):
 
 
 class SymmetricCrossEntropy(Section):
-    """Wang et al. 2019."""
+    """Wang et al. 2019; the numbers are those of ALASCA's released code."""
 
     alpha: NonNegative = 1.0
     beta: NonNegative = 0.4
@@ -74,7 +74,7 @@ class ForwardCorrection(Section):
 
 
 class EarlyLearning(Section):
-    """Liu et al. 2020, as for CIFAR-10; with 100 classes they take 0.9 and 7. `weight` is their lambda."""
+    """Liu et al. 2020, as for CIFAR-10 with symmetric noise (100 classes: 0.9 and 7). `weight` is their lambda."""
 
     beta: Annotated[float, Field(ge=0, lt=1)] = 0.7
     weight: NonNegative = 3.0

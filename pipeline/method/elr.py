@@ -40,9 +40,13 @@ class EarlyLearning:
         log_p = F.log_softmax(outputs.main.float(), dim=1)
         return self._held_to(targets, log_p) - log_p.gather(1, outputs.target.unsqueeze(1)).squeeze(1)
 
-    def move(self, outputs: Outputs) -> torch.Tensor:
-        """Move the targets of valid samples on by one observation, and return all of them, t [B, K]."""
-        seen = _clamped(F.log_softmax(outputs.main.detach().float(), dim=1))
+    def move(self, outputs: Outputs, clamped: bool = True) -> torch.Tensor:
+        """Move the targets of valid samples on by one observation, and return all of them, t [B, K].
+
+        In the code of ELR+ they are not clamped: with 1,000 classes the floor alone is up to 9 % of their sum.
+        """
+        log_p = F.log_softmax(outputs.main.detach().float(), dim=1)
+        seen = _clamped(log_p) if clamped else log_p.exp()
         return self._bank.update(outputs.positions, seen / seen.sum(dim=1, keepdim=True), self._beta, outputs.valid)
 
     def mixed(self, outputs: Outputs, targets: torch.Tensor, mix: Mix, factor: float = 1.0) -> torch.Tensor:

@@ -39,7 +39,7 @@ class ElrPlus(TwoNetworks):
         targets: of each network, t: a bank of K columns, among those of its objective.
         look: forward of both weight EMAs without gradient, by the statistics of the micro-batch.
         seed: of the run.
-        mixup_alpha: of the share's Beta distribution; 1 in their code, for every dataset.
+        mixup_alpha: of the share's Beta distribution; 1 in their code (1.5 in a version of it for WebVision).
         ramp_epochs: E; 0 for CIFAR-10, where r is 1. For CIFAR-100 they take 40,000 steps of 128 samples: 102 epochs.
 
     Raises:
@@ -95,7 +95,7 @@ class ElrPlus(TwoNetworks):
             unmixed = Outputs.of(*teachers[number], target, positions, valid, epoch)
             mixed = objective.outputs(*students[number], target, positions, valid, epoch)
             other = Outputs.of(teachers[1 - number][0], [], target, positions, valid, epoch)
-            base = self._elr[number].mixed(mixed, self._elr[number].move(other), mix, factor)
+            base = self._elr[number].mixed(mixed, self._elr[number].move(other, clamped=False), mix, factor)
             confidence = None if objective.trust is None else objective.trust(unmixed)
             heads = None if objective.aux is None else mixed_heads(objective.aux, mixed, mix, confidence)
             found.append(objective.add_up(unmixed, mixed.sum(base), heads))

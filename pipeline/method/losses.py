@@ -63,8 +63,8 @@ def symmetric_cross_entropy(
     """Return alpha * CE + beta * RCE, [B], in float32, for logits [B, K] and target [B].
 
     Wang et al. 2019 (arXiv 1908.06112): the reverse cross entropy is -sum_k p_k log(onehot_k) with log 0 := A = -4, so
-    4 (1 - p_y). Code that clamps the one-hot target at 1e-4 under a NATURAL logarithm has A = -9.21 in effect: for the
-    same loss our beta is 2.3 times theirs.
+    4 (1 - p_y). The authors' own code clamps the one-hot target at 1e-4 under a NATURAL logarithm, A = -9.21 in effect:
+    for the same loss our beta is 2.3 times theirs. The defaults are those of ALASCA's released code.
 
     Raises:
         InputError: `alpha` or `beta` is negative.

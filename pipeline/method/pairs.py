@@ -43,7 +43,7 @@ def small_losses(losses: torch.Tensor, among: torch.Tensor, keep: float) -> torc
     """Return bool [B]: the keep * n of the n candidates that have the smallest losses, rounded up.
 
     Rounded up because the papers take the least sum over sets of AT LEAST that size (algorithm 1 of both); the released
-    code rounds down, which may leave none. Of equals, those that stand first are chosen.
+    code rounds down, which may leave none (Co-teaching+'s then takes all). Of equals, the first ones are chosen.
 
     Args:
         losses: [B], float; NaN counts as the largest.
@@ -62,8 +62,8 @@ def forget_rate(rate: float, ramp_epochs: float, epoch: float) -> float:
     """Return min(e / T_k, 1) * rate: the share that is left out after `epoch` epochs; `rate` at once for T_k = 0.
 
     1 - R(T) of Han et al. 2018 (arXiv 1804.06872, algorithm 1, step 8, exponent 1), and 1 - lambda(e) of Yu et al. 2019
-    (arXiv 1901.04215, algorithm 1, the first of its two schedules), updated after each epoch, so 0 in the first. The
-    released code of both is at `rate` one epoch earlier.
+    (arXiv 1901.04215, algorithm 1, the first of its two schedules), updated after each epoch, so 0 in the first. Their
+    code counts from 1: it leaves out rate / 9 in its first epoch, and is at `rate` two epochs earlier.
     """
     return rate * (min(epoch / ramp_epochs, 1.0) if ramp_epochs > 0 else 1.0)
 

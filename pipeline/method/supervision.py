@@ -42,7 +42,7 @@ class SelfDistillation:
     Zhang, Song, Gao, Chen, Bao, Ma: Be Your Own Teacher, ICCV 2019 (arXiv 1905.08094), with the defaults of its first
     author's code (repository ArchipLab-LinfengZhang/pytorch-self-distillation-final). As there, the main head learns
     nothing from the heads, and gradients are not multiplied by the square of the temperature. Left out: the paper's
-    third term, a distance between feature maps, which needs heads whose features have the size of the last stage's.
+    third term, a distance between feature maps (0.03 in that code, through a linear layer for each head).
 
     Args:
         aux_weight: on each head.
