@@ -4,7 +4,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.record.track import read_metrics
+from pipeline.record.track import METRICS, read_metrics
+from shards.errors import InputError
 
 
 def train_seconds(folder: Path) -> float:
@@ -22,9 +23,17 @@ def summarise(folder: Path, total_steps: int) -> dict[str, Any]:
 
     `sets` are the accuracies (0 to 1) and losses after the last step, by set; `images_per_s` and `data_wait` medians
     over the run's windows; `memory_gb` the peak of any rank; `train_seconds` leaves out evaluation and saving.
+
+    Raises:
+        InputError: the record has no line of training.
     """
     records = read_metrics(folder)
     training = [r for r in records if r["kind"] == "train"]
+    if not training:
+        raise InputError(
+            f"{folder / METRICS} has no line of training, so there is nothing to sum up: was its disk full? The weights"
+            f" are in {folder / 'checkpoints'}"
+        )
     final = {r["set"]: r for r in records if r["kind"] == "eval" and r["step"] == total_steps}
     return {
         "sets": {name: _accuracies(record) for name, record in final.items()},
