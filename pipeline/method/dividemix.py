@@ -122,7 +122,7 @@ class DivideMix(TwoNetworks):
         views = batch.images.flatten(0, 1)
         self._answers = separate(*self._look(views))
         place, valid = (self._seed, step, lane), batch.valid.repeat(2)
-        self._mixes = [draw(valid, self._alpha, place, network, at_least_half=True) for network in range(2)]
+        self._mixes = [draw(valid, self._alpha, place, network) for network in range(2)]
         pixels = views.float()
         return torch.stack([mix.of(pixels) for mix in self._mixes])
 

@@ -69,7 +69,7 @@ class ElrPlus(TwoNetworks):
         """Return each network's mixed images, float32 [2, B, H, W, 3], after the EMAs have seen them unmixed."""
         self._answers = separate(*self._look(batch.images))
         place = (self._seed, step, lane)
-        self._mixes = [draw(batch.valid, self._alpha, place, network, at_least_half=True) for network in range(2)]
+        self._mixes = [draw(batch.valid, self._alpha, place, network) for network in range(2)]
         images = batch.images.float()
         return torch.stack([mix.of(images) for mix in self._mixes])
 

@@ -26,27 +26,25 @@ class Mix:
         return values.index_select(0, self.partner)
 
 
-def draw(
-    valid: torch.Tensor, alpha: float, place: tuple[int, int, int], network: int, at_least_half: bool = False
-) -> Mix:
-    """Draw how a micro-batch is mixed: one share of Beta(alpha, alpha), and a random order in which partners are taken.
+def draw(valid: torch.Tensor, alpha: float, place: tuple[int, int, int], network: int) -> Mix:
+    """Draw how a micro-batch is mixed: one share, and a random order in which partners are taken.
 
-    Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018 (arXiv 1710.09412). Where
-    the partner is not valid a sample stays as it is: nothing of what did not decode gets into others. The draw is made
-    on the host, and waits for no device.
+    Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018 (arXiv 1710.09412): of
+    Beta(alpha, alpha), and of this and its rest the larger, as in MixMatch and the code of ELR+: no sample is mostly
+    another. Where the partner is not valid a sample stays as it is: nothing of what did not decode gets into others.
+    The draw is made on the host, and waits for no device.
 
     Args:
         valid: bool [B], on the device.
         alpha: above 0.
         place: (seed, step, lane) of the micro-batch, so that the number of processes does not matter.
         network: from 0: each mixes anew.
-        at_least_half: take the larger of the share and its rest, as MixMatch and ELR+ do: none is mostly another.
     """
     generator = np.random.default_rng([_STREAM, *place, network])
     share = float(generator.beta(alpha, alpha))
     order = torch.from_numpy(generator.permutation(len(valid))).to(valid.device, non_blocking=True)
     partner = torch.where(valid.index_select(0, order), order, torch.arange(len(valid), device=valid.device))
-    return Mix(max(share, 1.0 - share) if at_least_half else share, partner)
+    return Mix(max(share, 1.0 - share), partner)
 
 
 def mixed_heads(aux: HeadLoss, outputs: Outputs, mix: Mix, confidence: torch.Tensor | None) -> torch.Tensor:

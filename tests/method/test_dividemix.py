@@ -84,7 +84,7 @@ def by_hand(students: Array, teachers: Array, y: NDArray[np.int64], valid: NDArr
             else:
                 soft = (own + (p[1 - who][0][i] + p[1 - who][1][i]) / 2) / 2
             target.append(soft**2 / (soft**2).sum())
-        mix = draw(torch.tensor(np.tile(valid, 2)), 4.0, PLACE, who, at_least_half=True)
+        mix = draw(torch.tensor(np.tile(valid, 2)), 4.0, PLACE, who)
         assert 0.5 <= mix.share < 1
         z, kinds = students[who, 0], {True: [], False: []}
         q = softmax(z)
@@ -142,7 +142,7 @@ def test_each_network_sees_its_own_mix_of_both_views() -> None:
     images, *_ = step(built(teachers), students, given)
     assert images.shape == (2, 2 * BATCH, SIZE, SIZE, 3)
     views = torch.cat([given.images[0], given.images[1]]).double()
-    mixes = [draw(valid.repeat(2), 4.0, PLACE, who, at_least_half=True) for who in range(2)]
+    mixes = [draw(valid.repeat(2), 4.0, PLACE, who) for who in range(2)]
     for mix, seen in zip(mixes, images, strict=True):
         torch.testing.assert_close(
             seen.double(), mix.share * views + (1 - mix.share) * views[mix.partner], rtol=1e-5, atol=1e-3
@@ -220,7 +220,7 @@ def test_alasca_smooths_the_heads_labels_of_both_mixed_samples() -> None:
         confidence = softmax(average / 0.333)[np.arange(BATCH), y]
         confidences.append(confidence)
         soft = np.where(np.eye(classes)[y] > 0, confidence[:, None], (1 - confidence[:, None]) / (classes - 1))
-        mix = draw(EVERY.repeat(2), 4.0, PLACE, who, at_least_half=True)
+        mix = draw(EVERY.repeat(2), 4.0, PLACE, who)
         target = mix.share * np.tile(soft, (2, 1)) + (1 - mix.share) * np.tile(soft, (2, 1))[mix.partner.numpy()]
         for head in range(heads):
             p = softmax(students[who, 1 + head])

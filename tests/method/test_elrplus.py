@@ -79,7 +79,7 @@ def test_value_and_gradient(classes: int, scale: float, dtype: torch.dtype) -> N
     _, losses, (leaf, *_) = step(method, students, batch(y, valid), dtype)
     total, gradient = 0.0, np.zeros((2, BATCH, classes))
     for number in range(2):
-        mix = draw(valid, 1.0, PLACE, number, at_least_half=True)
+        mix = draw(valid, 1.0, PLACE, number)
         seen = softmax(teachers[1 - number, 0])
         t = 0.3 * seen / seen.sum(axis=1, keepdims=True)
         for i in np.flatnonzero(valid.numpy()):
@@ -118,7 +118,7 @@ def test_each_network_sees_its_own_mix_of_what_decoded() -> None:
     images, *_ = step(built(teachers, 5), students, given)
     assert images.shape == (2, BATCH, SIZE, SIZE, 3)
     for number in range(2):
-        mix = draw(valid, 1.0, PLACE, number, at_least_half=True)
+        mix = draw(valid, 1.0, PLACE, number)
         values = given.images.double()
         torch.testing.assert_close(images[number].double(), mix.share * values + (1 - mix.share) * values[mix.partner])
 
@@ -152,7 +152,7 @@ def test_alasca_smooths_both_labels_by_what_the_average_says_of_the_unmixed_imag
     _, losses, (_, *leaves) = step(method, students, batch(y, every))
     aux, confidences = 0.0, []
     for number in range(2):
-        mix = draw(every, 1.0, PLACE, number, at_least_half=True)
+        mix = draw(every, 1.0, PLACE, number)
         average = 0.3 * teachers[number, 0]
         confidence = softmax(average / 0.333)[np.arange(BATCH), y]
         confidences.append(confidence)

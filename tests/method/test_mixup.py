@@ -35,10 +35,8 @@ def test_a_draw_follows_the_place_and_nothing_else() -> None:
 @pytest.mark.parametrize(("alpha", "variance"), [(1.0, 1 / 12), (4.0, 1 / 36)])
 def test_shares_are_of_the_beta_distribution(alpha: float, variance: float) -> None:
     shares = np.array([draw(EVERY[:2], alpha, (0, step, 0), 0).share for step in range(4000)])
-    assert shares.mean() == pytest.approx(0.5, abs=0.02)
-    assert shares.var() == pytest.approx(variance, rel=0.1)
-    larger = np.array([draw(EVERY[:2], alpha, (0, step, 0), 0, at_least_half=True).share for step in range(200)])
-    np.testing.assert_array_equal(larger, np.maximum(shares[:200], 1 - shares[:200]))
+    assert 0.5 <= shares.min() < 0.51 and shares.max() > 0.85  # the larger half of a distribution around 0.5
+    assert np.square(shares - 0.5).mean() == pytest.approx(variance, rel=0.1)
 
 
 def test_what_did_not_decode_is_nobodys_partner() -> None:
