@@ -46,13 +46,16 @@ def test_compare_trains_reuses_and_names_what_broke(
     first = capfd.readouterr().out
     assert first.index("== costly-seed0: training") < first.index("== alasca-seed0: training")
     table = [line for line in first.splitlines() if line.startswith("|")]
-    assert [line.split("|")[1].strip() for line in table[2:]] == ["alasca", "costly", "alasca, equal time"]
+    names = ["alasca", "costly", "alasca, equal time"]
+    figures, labels = table[: len(table) // 2], table[len(table) // 2 :]
+    assert [line.split("|")[1].strip() for line in figures[2:]] == names
+    assert "memorised %" in labels[0] and [line.split("|")[1].strip() for line in labels[2:]] == names
     folder = tmp_path / "runs"
     (stretched,) = folder.glob("alasca-equal-time-*-epochs-seed0")
     runs = {"alasca": folder / "alasca-seed0", "costly": folder / "costly-seed0", "alasca, equal time": stretched}
     document = json.loads((folder / "comparison.json").read_text())
     summaries = {name: json.loads((run / "summary.json").read_text()) for name, run in runs.items()}
-    for method, line in zip(document["methods"], table[2:], strict=True):
+    for method, line in zip(document["methods"], figures[2:], strict=True):
         summary = summaries[method["name"]]
         assert summary["world"] == 2
         assert f"{100 * summary['sets']['test']['main/top1']:.2f}" in line
