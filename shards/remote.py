@@ -10,7 +10,7 @@ from typing import Any
 from shards.errors import InputError
 from shards.url import check, redact
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _MAY_PASS = {408, 429}  # of the 4xx: timeout, too many requests
 _NO_ACCESS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 
@@ -27,8 +27,8 @@ class TooLong(Failed):
     """Much more arrives than there should be."""
 
 
-class NoRoom(OSError):
-    """The copy does not fit where it is written."""
+class DiskFailed(OSError):
+    """The copy cannot be written where it should be: no room, read-only, damaged."""
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -49,7 +49,7 @@ def copy(
     What arrives is not checked: a page that says "try later" with status 200 arrives like a shard.
 
     Raises:
-        Refused, NotThere, Failed, TooLong, NoRoom: it did not arrive whole; the text never holds a secret of the URL.
+        Refused, NotThere, Failed, TooLong, DiskFailed: it did not arrive whole; no text holds a secret of the URL.
         InputError: a URL that is not read, or whose package is not installed.
     """
     system = filesystem(url, stall)
@@ -65,8 +65,8 @@ def calling(stall: float) -> Iterator[None]:
     except (Failed, InputError):
         raise
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise NoRoom(error.errno, error.strerror) from None
+        if error.errno in _OF_THE_DISK:
+            raise DiskFailed(error.errno, error.strerror) from None
         raise _judged(error, stall) from None
     except Exception as error:  # every file system has its own
         raise _judged(error, stall) from None

@@ -13,7 +13,7 @@ from typing import IO, Any, TypeVar
 
 from shards.errors import InputError
 from shards.localfolder import BUILD_FOLDER
-from shards.remote import Failed, NoRoom, NotThere, Refused, calling, filesystem, path_in
+from shards.remote import DiskFailed, Failed, NotThere, Refused, calling, filesystem, path_in
 from shards.url import check, join, redact
 
 _SECONDS = 300.0  # for one file, with all tries
@@ -156,7 +156,7 @@ class RemoteFolder:
                     return action(system, path_in(system, url))
             except NotThere:
                 raise InputError(f"{redact(url)}: there is no such bucket or folder; make it first") from None
-            except (Refused, NoRoom) as error:
+            except (Refused, DiskFailed) as error:
                 raise InputError(f"{redact(url)}: {error}") from None
             except Failed as error:
                 spent = time.monotonic() - began

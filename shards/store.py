@@ -178,12 +178,14 @@ class Store:
                 ) from None
             except Refused as error:
                 raise OwnError(f"{redact(url)}: {error}") from None
-            except OSError as error:  # among them NoRoom
+            except OSError as error:  # among them DiskFailed
                 if error.errno in _FULL and free is not None and free():
                     continue  # others may have taken the room of the last time
-                raise OwnError(
-                    f"the cache {self.cache.root} has no room for {redact(url)} ({error.strerror}): {self.cache.remedy}"
-                ) from None
+                if error.errno in (*_FULL, errno.EFBIG):
+                    failed, mend = f"has no room for {redact(url)}", self.cache.remedy
+                else:
+                    failed, mend = f"could not take {redact(url)}", "see to the disk that it lies on"
+                raise OwnError(f"the cache {self.cache.root} {failed} ({error.strerror}): {mend}") from None
             spent = time.monotonic() - began
             if once or wrong == _WRONG_TRIES or spent + wait > self.cache.seconds:
                 mend = "see to the server, or raise data.fetch_timeout"

@@ -102,7 +102,7 @@ def jacobian_penalty(logits: torch.Tensor, inputs: torch.Tensor, directions: tor
 def class_weights(error: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """Return the weights of HAR's penalty per class, [K] float32: error^0.6 / count^0.4, divided by the largest.
 
-    The two-stage estimate of Cao et al. 2021, as released: train on each half of the training set without a penalty,
+    The two-stage estimate of Cao et al. 2021: train on each half of the training set without a penalty,
     and take each class's error, on its given labels, on the other half. Uniform weights are all 1, and so is the result
     where no class has an error. A class without samples gets 0.
 

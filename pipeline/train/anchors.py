@@ -33,7 +33,7 @@ class _Ranked(NamedTuple):
 def anchors(answers: Answers, percentile: float = 100.0) -> NDArray[np.int64]:
     """For each class, the image that stands for it: its id, int64 [K], the same on every rank.
 
-    Patrini et al. 2017 (arXiv 1609.03683), section 4.1: the image with the highest probability of the class (100), or,
+    Patrini et al. 2017 (arXiv 1609.03683): the image with the highest probability of the class (100), or,
     as outliers would count most, the one at a percentile of all images (they take 97 with up to 10 classes, and 100 on
     CIFAR-100). Undecodable images are not among them; of equals it is the one of the lowest id. All ranks call this
     together.

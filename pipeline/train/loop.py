@@ -92,12 +92,12 @@ class Training:
         total = self.schedule.total_steps
         self.last = min(total, config.run.max_steps or total)
         self.evaluations = Evaluations(config, self.sets, self.plan.steps_per_epoch, self.start, self.last, world)
-        self.ahead = Ahead(self.manifest, self.plan, self.lanes, self.start, total, dist.neighbours())
+        self.ahead = Ahead(self.manifest, self.plan, self.lanes, self.start, self.last, dist.neighbours())
         of_the_node = self.ahead.warning() if world.local_rank == 0 else None
         of_the_run = inputs.warning() if world.rank == 0 else None
         for warning in filter(None, (of_the_node, of_the_run)):
             print(f"alasca: {warning}", file=sys.stderr, flush=True)
-        self.feed = inputs.feed(config, world, self.start, total)
+        self.feed = inputs.feed(config, world, self.start, self.last)
         self.state = State(config, inputs, world)
         self.engine, self.objective = self.state.engine, self.state.objective
         self.bad, self.nonfinite = self.state.bad, self.state.nonfinite

@@ -100,7 +100,7 @@ class StoredRun:
     ) -> NDArray[np.float64]:
         """Anchor-point estimate of the noise matrix, [K, K]: row i is what the network says of class i's anchor.
 
-        Patrini et al. 2017, section 4.1; the network was trained by plain cross-entropy on the noisy labels, and the
+        Patrini et al. 2017; the network was trained by plain cross-entropy on the noisy labels, and the
         set holds images of the same kind, such as those it was trained on. Labels of the set are not looked at.
 
         Raises:

@@ -1,5 +1,6 @@
 """The cache of fetched shards: shared, bounded, and nothing in it is trusted that was not finished."""
 
+import errno
 import fcntl
 import os
 import pickle
@@ -17,6 +18,7 @@ from server import Server, serving
 from shards.cache import Cache, abandon, claim, mark
 from shards.errors import InputError, OwnError
 from shards.manifest import Manifest
+from shards.remote import DiskFailed, calling
 from shards.url import folder_name
 
 
@@ -268,3 +270,25 @@ def test_what_is_not_the_caches_own_is_never_touched(served: Server, tmp_path: P
         "train/only-copy.tar",
     ]
     assert not list(root.glob(f"{folder_name(served.url)}/*.tar"))
+
+
+def test_a_disk_that_fails_is_not_called_the_servers_fault(
+    served: Server, built: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may say so while bytes are written, or only when they are put on the disk."""
+    place, name, words = tmp_path / "cache", built.shards[0].name, os.strerror(errno.EIO)
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, words)
+
+    manifest = Manifest.load(served.url, Cache(place))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fails)
+        with pytest.raises(
+            OwnError, match=rf"the cache {place} could not take {served.url}/{name} \({words}\): see to"
+        ):
+            manifest.shard_path(0)
+    assert served.asked[name] == 1  # asking again mends no disk
+    assert manifest.shard_path(0).read_bytes() == built.shard_path(0).read_bytes()
+    with pytest.raises(DiskFailed, match=words), calling(1.0):
+        fails()
