@@ -22,10 +22,11 @@ from shards.errors import InputError
 
 EXAMPLE = """example:
   python -m benchmarks.findings small --images cifar10-images.zip --labels cifar10n-labels.csv
-  python -m benchmarks.findings large --images cifar10-images.zip --labels cifar10n-labels.csv --minutes 9
+  python -m benchmarks.findings large --images cifar10-images.zip --labels CIFAR-10_human.pt --minutes 9
 
---images: a zip of train/CLASS/*.jpg and test/CLASS/*.jpg; --labels: a CSV file with the columns path, clean and worst.
-small: a narrow ResNet-10, 4,000 images, 2 CPU processes, about 2 hours. large: ResNet-34, 50,000 images, one GPU.
+--images: a zip of train/CLASS/*.jpg and test/CLASS/*.jpg; --labels: CIFAR-10N's own
+CIFAR-10_human.pt, or a CSV file with the columns path, clean and worst.
+small: a narrow ResNet-10, 4,000 images, 2 CPU processes, 3 to 6 hours. large: ResNet-34, 50,000 images, one GPU.
 The same command goes on where it was stopped, and only writes the tables when all is trained."""
 
 HERE = Path("build/findings")
@@ -49,7 +50,7 @@ class Data:
 SMALL = (Data("symmetric", OF_EACH_CLASS, human=False, noise="symmetric:0.5"), Data("worst", OF_EACH_CLASS, human=True))
 LARGE = (Data("worst-all", None, human=True),)
 # Recipes are compare files; each trains on what stands in it.
-FINDINGS = {"small": (SMALL, ("symmetric", "worst")), "large": (LARGE, ("cifar10n",))}
+FINDINGS = {"small": (SMALL, ("symmetric", "worst", "others")), "large": (LARGE, ("cifar10n",))}
 
 # A try of the script, in minutes on a CPU: its figures mean nothing.
 TOY = {
@@ -69,7 +70,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("finding", choices=FINDINGS)
     add("--images", type=Path, required=True, metavar="ZIP")
-    add("--labels", type=Path, required=True, metavar="CSV")
+    add("--labels", type=Path, required=True, metavar="FILE")
     add("--minutes", type=positive, help="stop then, saved; status 1 until all is trained (default: no limit)")
     add("--toy", action="store_true", help="few images, two epochs: whether the script works")
     return parser.parse_args(given)
@@ -79,7 +80,7 @@ def prepare(images: Path, labels: Path, sets: Iterable[Data], here: Path, test_o
     """Unpack the images, write the lists, and shard them with the commands that a user would type."""
     here.mkdir(parents=True, exist_ok=True)
     raw = cifar.unpack(images, here / "raw")
-    known = cifar.read(labels)
+    known = cifar.read(labels, cifar.classes(raw, "train"))
     for data in sets:
         chosen = cifar.drawn(known, data.of_each)
         rows = [(i.path, i.human if data.human else i.clean, i.clean) for i in chosen]

@@ -2,7 +2,7 @@
 # What is measured on one GPU.
 #   benchmarks/gpu.sh            what the methods cost: ResNet-50, 224 pixels, bfloat16, channels_last, beside a plain
 #                                torch loop and timm; under 10 minutes; what does not fit its memory is named, left out
-#   IMAGES=cifar10-images.zip LABELS=cifar10n-labels.csv benchmarks/gpu.sh findings
+#   IMAGES=cifar10-images.zip LABELS=CIFAR-10_human.pt benchmarks/gpu.sh findings
 #                                what they are worth: CIFAR-10N worst, ResNet-34, 36 epochs each; hours. Stops saved
 #                                after MINUTES=9 (with status 1), and the same command goes on
 #   TOY=1 benchmarks/gpu.sh ...  the same on a CPU at toy size, a few minutes: that the script works; its figures mean
@@ -19,7 +19,8 @@ fail() {
 
 task=${1:-costs}
 [[ $# -le 1 && $task =~ ^(costs|findings)$ ]] \
-    || fail "takes nothing or 'findings', besides TOY=1, MICRO_BATCH=N, IMAGES=ZIP, LABELS=CSV and MINUTES=N"
+    || fail "takes nothing or 'findings', besides TOY=1, MICRO_BATCH=N, IMAGES=ZIP, LABELS=FILE and MINUTES=N"
+here=$PWD
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
 [[ -x $python ]] || fail "no .venv: run make install"
@@ -33,7 +34,9 @@ else
 fi
 
 if [[ $task == findings ]]; then
-    [[ -n ${IMAGES:-} && -n ${LABELS:-} ]] || fail "findings needs IMAGES=ZIP and LABELS=CSV; see the top of this file"
+    [[ -n ${IMAGES:-} && -n ${LABELS:-} ]] || fail "findings needs IMAGES=ZIP and LABELS=FILE; see the top of this file"
+    [[ $IMAGES == /* ]] || IMAGES=$here/$IMAGES
+    [[ $LABELS == /* ]] || LABELS=$here/$LABELS
     arguments=(large --images "$IMAGES" --labels "$LABELS")
     if [[ $toy == 1 ]]; then arguments+=(--toy); else arguments+=(--minutes "${MINUTES:-9}"); fi
     exec "$python" -m benchmarks.findings "${arguments[@]}"
@@ -56,5 +59,6 @@ else
 fi
 mkdir -p "${out%/*}"
 "$python" -m benchmarks.methods "${arguments[@]}" --precision bfloat16 --channels-last --peers --best \
-    --json "$out.json" > "$out.md"
+    --json "$out.json" > "$out.md.part"
+mv "$out.md.part" "$out.md"
 cat "$out.md"

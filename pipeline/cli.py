@@ -251,7 +251,10 @@ def _add_compare(commands: Commands) -> None:
         "compare",
         "train several methods on the same batches and print one table; finished runs are reused",
         _compare,
-        "  alasca compare configs/compare/demo.toml",
+        "  alasca compare configs/compare/demo.toml\n\n"
+        "CONFIG holds: config (what the runs share), dir (where they go), [methods.NAME] (what each changes, such as\n"
+        "method = { base = 'gce', aux = 'none' }), and at will ranks, seeds, baseline, reference, equal_time, target,\n"
+        "select_by, title. docs/method.md has the methods and their options.",
     )
     parser.add_argument("config", metavar="CONFIG", help="TOML file naming methods and seeds")
 

@@ -203,11 +203,13 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _something_is_left_to_divide(self) -> Self:
-        warmup = self.method.dividemix.warmup_epochs
-        if self.method.pair == "dividemix" and warmup >= self.optim.epochs:
+    def _something_follows_the_beginning(self) -> Self:
+        name = {"dividemix": "warmup_epochs", "coteaching+": "initial_epochs"}.get(self.method.pair)
+        epochs = self.method.pair_options[name] if name else 0
+        if epochs and epochs >= self.optim.epochs:
             raise ValueError(
-                f"method.dividemix.warmup_epochs = {warmup} leaves none of optim.epochs = {self.optim.epochs}: lower it"
+                f"method.{self.method.pair_section}.{name} = {epochs:g} leaves none of optim.epochs ="
+                f" {self.optim.epochs}: lower it"
             )
         return self
 

@@ -204,6 +204,24 @@ class Method(Section):
         return self
 
     @property
+    def effective(self) -> Self:
+        """The same method, with the options that it does not go by at their defaults."""
+        used = {self.base, self.aux, self.pair_section, self.penalty}
+        used |= {"alasca"} if self.trusts else set()
+        used |= {"elr"} if self.pair == "elr+" else set()
+        idle = {name: type(table)() for name, table in self if isinstance(table, Section) and name not in used}
+        return self.model_copy(update=idle)
+
+    @property
+    def idle(self) -> dict[str, Any]:
+        """What was given and is not gone by: values by dotted name, below `method`."""
+        tables = {name: table for name, table in self if isinstance(table, Section)}
+        used = {name: dict(getattr(self.effective, name)) for name in tables}
+        return {
+            f"{name}.{key}": value for name, table in tables.items() for key, value in table if value != used[name][key]
+        }
+
+    @property
     def views(self) -> int:
         """How many random views of each image it takes."""
         return 2 if self.pair == "dividemix" else 1

@@ -69,6 +69,21 @@ def test_what_is_written_reads_back_the_same() -> None:
     assert configfile.parse(tomllib.loads(config.to_toml()), name="other", where="") == config
 
 
+def test_options_that_a_method_does_not_go_by_are_known() -> None:
+    other = ("--method.coteaching.forget_rate", "0.9", "--method.gce.q", "0.5", "--method.elr.beta", "0.9")
+    method = parsed("--method.pair", "coteaching+", "--method.alasca.momentum", "0.9", *other).method
+    assert method.idle == {"coteaching.forget_rate": 0.9, "gce.q": 0.5, "elr.beta": 0.9}
+    assert method.effective == parsed("--method.pair", "coteaching+", "--method.alasca.momentum", "0.9").method
+    used = parsed("--method.pair", "elr+", "--method.elr.beta", "0.9", "--method.elr_plus.ramp_epochs", "3").method
+    assert used.idle == {} and used.effective == used
+    used = parsed("--method.base", "adaptive", "--method.aux", "none", "--method.alasca.momentum", "0.9").method
+    assert used.idle == {} and used.effective == used
+    used = parsed(
+        "--method.penalty", "jacobian", "--method.jacobian.n_proj", "3", "--method.har.class_errors", "x"
+    ).method
+    assert used.idle == {"har.class_errors": ("x",)}
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -97,6 +112,10 @@ def test_what_is_written_reads_back_the_same() -> None:
         (["--method.pair", "elr+", "--method.penalty", "har"], "penalty = 'har' is for one network"),
         (["--method.pair", "elr+", "--method.elr_plus.mixup_alpha", "0"], "method.elr_plus.mixup_alpha = 0"),
         (["--method.pair", "elr+", "--method.elr_plus.ramp_epochs", "-1"], "method.elr_plus.ramp_epochs = -1"),
+        (
+            ["--method.pair", "coteaching+", "--optim.epochs", "20"],
+            "coteaching_plus.initial_epochs = 20 leaves none of",
+        ),
         (["--run.name", "../x"], "run.name = '../x'"),
         (["--data.lanes"], "--data.lanes has no value"),
         (["lanes", "3"], "unknown argument 'lanes'"),

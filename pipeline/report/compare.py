@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline import configfile
 from pipeline.config import Config
@@ -17,6 +18,7 @@ from pipeline.record.track import METRICS, SUMMARY
 from pipeline.report import group, page, results
 from pipeline.section import Count, Fraction, Section
 from pipeline.train.identity import identity, refuse_difference
+from pipeline.train.inputs import Inputs
 from shards.errors import InputError
 from shards.manifest import Manifest
 
@@ -41,6 +43,23 @@ class Comparison(Section):
     target: Fraction | None = None
     select_by: str | None = None
     methods: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _a_list(cls, given: Any) -> Any:
+        if not isinstance(given, list):
+            raise ValueError(f"must be a list, such as [0, 1, 2], not {given!r}")
+        return given
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names_of_folders(cls, given: Any) -> Any:
+        for name in given if isinstance(given, dict) else ():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(
+                    f"'{name}' names a method: letters, digits and, not first, '.', '_' and '-' may be in it"
+                )
+        return given
 
     @model_validator(mode="after")
     def _named_methods_exist(self) -> Self:
@@ -78,7 +97,8 @@ def compare(path: str) -> int:
         0, or 1 if a run failed; the others are still trained.
 
     Raises:
-        InputError: a bad file, or a finished run of another configuration in the way.
+        InputError: a bad file, a method that cannot be trained as configured, or a finished run of another
+            configuration in the way. Nothing was written then.
     """
     comparison = _load(path)
     planned = [_plan(comparison, path, method, seed) for method in _order(comparison) for seed in comparison.seeds]
@@ -86,11 +106,12 @@ def compare(path: str) -> int:
         if comparison.select_by not in (None, *run.config.eval.sets):
             known = ", ".join(run.config.eval.sets) or "none"
             raise InputError(f"{path}: select_by '{comparison.select_by}' is no evaluation set of {run.name}: {known}")
+    finished = {run.name for run in planned if _finished(run.config)}
+    _open_inputs(comparison, path, [run for run in planned if run.name not in finished])
     try:
         Path(comparison.dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path}: dir = '{comparison.dir}' cannot be written: {error.strerror}") from None
-    finished = {run.name for run in planned if _finished(run.config)}
     whole: list[Planned] = []
     failed: list[Planned] = []
     for run in planned:
@@ -179,6 +200,20 @@ def _plan(comparison: Comparison, path: str, method: str, seed: int) -> Planned:
     return Planned(method, seed, configfile.parse(tables, name=method, where=where))
 
 
+def _open_inputs(comparison: Comparison, path: str, runs: list[Planned]) -> None:
+    """Open what each method is trained on, as its processes will: a mistake in the last one costs no hours."""
+    for run in {run.method: run for run in runs}.values():
+        try:
+            Inputs.open(_alone(run.config), comparison.ranks)
+        except InputError as error:
+            raise InputError(f"{path}, method '{run.method}': {error}") from None
+
+
+def _alone(config: Config) -> Config:
+    """The same without the run that it follows."""
+    return config.model_copy(update={"track": config.track.model_copy(update={"reference": None})})
+
+
 def _stretched(comparison: Comparison, path: str, run: Planned) -> Planned | None:
     """The same run with its whole schedule made as long as the reference took; None if that adds no epoch."""
     reference = run.config.folder.with_name(f"{comparison.reference}-seed{run.seed}")
@@ -208,7 +243,7 @@ def _finished(run: Config) -> bool:
     manifest = Manifest.load(run.data.train, run.data.fetched)
     asked = identity(run, manifest, select(manifest, run.data.subset, run.data.relabel))
     then = _summary(run.folder)
-    refuse_difference(then["identity"], asked, str(run.folder))
+    refuse_difference(then["identity"], asked, str(run.folder), instead="name another dir")
     pretrained = configfile.load(run.folder / "config.toml").model.pretrained
     sets = {name: Manifest.load(chosen.data, run.data.fetched).fingerprint for name, chosen in run.eval.sets.items()}
     for key, was, now in (
@@ -239,7 +274,7 @@ def _train(comparison: Comparison, run: Planned, finished: set[str]) -> bool:
     config = run.config
     if config.track.reference is not None and not (Path(config.track.reference) / METRICS).exists():
         # The reference failed before its first line; that is no reason for this run to fail.
-        config = config.model_copy(update={"track": config.track.model_copy(update={"reference": None})})
+        config = _alone(config)
     # Beside the run's folder, not in it: what is in there belongs to the run, which may refuse this configuration.
     file = folder.with_name(f"{run.name}.toml")
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pipeline.methodconfig import Method
 from pipeline.record.track import SUMMARY, read_metrics
 from shards.errors import InputError
 from shards.url import public
@@ -143,7 +144,7 @@ def read(folder: Path, *, target: float | None = None, select_by: str | None = N
         losses=_thinned(losses),
         norms=_norms(records),
         evidence=_evidence(records),
-        config={key: str(value) for key, value in _flat("", public(tables)).items() if key not in _OWN},
+        config={key: str(value) for key, value in _flat("", public(_effective(tables))).items() if key not in _OWN},
     )
 
 
@@ -229,6 +230,12 @@ def _chosen(evaluations: list[Evaluation], select_by: str | None, key: str) -> C
 def _time_to(evaluations: list[Evaluation], key: str, target: float) -> float | None:
     """Training seconds at the first evaluation that showed the target."""
     return next((e.seconds for e, value in _accuracies(evaluations, key) if value >= target), None)
+
+
+def _effective(tables: dict[str, Any]) -> dict[str, Any]:
+    """Without what a method does not go by: it tells no two apart."""
+    method = Method.model_validate(tables.get("method", {})).effective
+    return tables | {"method": method.model_dump(mode="json", exclude_none=True)}
 
 
 def _flat(prefix: str, table: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ COSTS = ("images_per_s", "step_seconds", "data_wait", "memory_gb", "train_second
 class Accuracy:
     """Top-1 accuracy (0 to 1) of one head on one set; `choice` is "last" or "chosen" (by the validation set).
 
-    Differences are of the same head, set and choice, over the seeds common to both methods.
+    Differences are to the same head, or to the main head where the other method has no such head; of the same set and
+    choice, over the seeds common to both methods.
     """
 
     set: str
@@ -51,7 +52,7 @@ def accuracies(runs: list[Run], baseline: list[Run], reference: list[Run], sets:
         for choice in ("last", "chosen"):
             own = _spread(runs, key, choice)
             if own is not None:
-                gaps = (paired(own, _spread(other, key, choice)) for other in (baseline, reference))
+                gaps = (_gap(own, other, key, choice) for other in (baseline, reference))
                 name, _, head = key.rpartition("/")
                 found.append(Accuracy(name, head, choice, own, *gaps))
     return found
@@ -71,6 +72,11 @@ def _spread(runs: list[Run], key: str, choice: str) -> Spread | None:
     if choice == "last":
         return spread({run.seed: run.last.get(key) for run in runs})
     return spread({run.seed: run.chosen[key].accuracy for run in runs if key in run.chosen})
+
+
+def _gap(own: Spread, others: list[Run], key: str, choice: str) -> Difference | None:
+    name, _, _ = key.rpartition("/")
+    return paired(own, _spread(others, key, choice) or _spread(others, f"{name}/main", choice))
 
 
 def _cost(name: str, runs: list[Run], same: list[Run]) -> Cost:

@@ -85,7 +85,8 @@ def _class_errors(path: str, manifest: Manifest) -> list[float]:
     try:
         errors = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{where} cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{where} cannot be read: {reason}") from None
     if not isinstance(errors, dict) or set(errors) != set(manifest.classes):
         raise InputError(f"{where} must hold one error for each class of {manifest.place}")
     for name, share in errors.items():

@@ -29,9 +29,10 @@ _SOME = 5  # names of classes in a message
 def identity(config: Config, manifest: Manifest, selection: Selection) -> dict[str, Any]:
     """Every value that decides what is learned, by its dotted name."""
     found: dict[str, Any] = {"run.seed": config.run.seed, "model.heads": config.heads}
-    tables = config.model_dump(mode="json")
-    if config.method.har.class_errors is not None:  # what is in the file counts, not where it lies
-        tables["method"]["har"]["class_errors"] = read_class_errors(config.method.har.class_errors, manifest)
+    method = config.method.effective
+    tables = config.model_dump(mode="json") | {"method": method.model_dump(mode="json")}
+    if method.har.class_errors is not None:  # what is in the file counts, not where it lies
+        tables["method"]["har"]["class_errors"] = read_class_errors(method.har.class_errors, manifest)
     if (matrix := noise_matrix(config, manifest, selection)) is not None:
         tables["method"]["forward"]["matrix"] = matrix.sha256
     return (
@@ -46,7 +47,11 @@ def identity(config: Config, manifest: Manifest, selection: Selection) -> dict[s
 
 
 def refuse_difference(
-    then: dict[str, Any], now: dict[str, Any], where: str, classes: tuple[Sequence[str], Sequence[str]] = ((), ())
+    then: dict[str, Any],
+    now: dict[str, Any],
+    where: str,
+    classes: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    instead: str = "give another --run.name",
 ) -> None:
     """Compare the identity in a checkpoint with this run's; a key that came later counts as its default then.
 
@@ -55,6 +60,7 @@ def refuse_difference(
         now: the identity here.
         where: that is.
         classes: their names, there and here, where they are known; an identity has their number alone.
+        instead: of setting them back, what to do.
 
     Raises:
         InputError: they differ; every difference is named.
@@ -62,7 +68,7 @@ def refuse_difference(
     defaults = _learning(Config.model_validate({"data": {"train": ""}, "optim": {"epochs": 1}}).model_dump(mode="json"))
     then = defaults | then
     found = {
-        name: f"{then.get(name)} there, {now.get(name)} here"
+        name: f"{_shown(then.get(name))} there, {_shown(now.get(name))} here"
         for name in {**then, **now}
         if then.get(name) != now.get(name)
     }
@@ -73,7 +79,11 @@ def refuse_difference(
         found["classes"] = "; ".join(words) or "the same names in another order"
     if found:
         differences = ", ".join(f"{name} ({how})" for name, how in found.items())
-        raise InputError(f"{where} is of another run: {differences}. Set them back, or give another --run.name")
+        raise InputError(f"{where} is of another run: {differences}. Set them back, or {instead}")
+
+
+def _shown(value: Any) -> Any:
+    return "not given" if value is None else value
 
 
 def _learning(tables: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a run is made from, opened and checked before its processes meet."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,8 +70,8 @@ class Inputs:
         plan.lanes_of(0, world_size)
         if config.track.reference is not None:
             Reference(Path(config.track.reference))
-        if config.method.har.class_errors is not None:
-            read_class_errors(config.method.har.class_errors, manifest)
+        if (class_errors := config.method.effective.har.class_errors) is not None:
+            read_class_errors(class_errors, manifest)
         noise_matrix(config, manifest, selection)
         known_forget_rate(config, manifest, selection)
         model = config.model
@@ -89,15 +90,20 @@ class Inputs:
         module = build_networks(make, config.method.networks, config.run.seed)
         return cls(manifest, selection, sets, plan, module)
 
-    def warning(self) -> str | None:
-        """One line where others wrote the tars and their samples are not shuffled, else None."""
+    def warnings(self, config: Config) -> Iterator[str]:
+        """One line where options do nothing, and one where others wrote the tars and their samples are not shuffled."""
+        if idle := config.method.idle:
+            given = ", ".join(f"method.{name} = {value!r}" for name, value in idle.items())
+            chosen = ", ".join(
+                f"{name} = '{getattr(config.method, name)}'" for name in ("base", "aux", "pair", "penalty")
+            )
+            yield f"{given}: without effect in a method of {chosen}"
         manifest = self.manifest
-        if manifest.source.get("reader") != INDEX:
-            return None
-        mix = Mix.of(self.selection.active_labels, manifest.num_classes, self.plan.lanes)
-        if not mix.bad:
-            return None
-        return f"{manifest.place}: {mix.warning(manifest.classes)}; `alasca shard webdataset` writes them shuffled"
+        if manifest.source.get("reader") == INDEX:
+            mix = Mix.of(self.selection.active_labels, manifest.num_classes, self.plan.lanes)
+            if mix.bad:
+                words = mix.warning(manifest.classes)
+                yield f"{manifest.place}: {words}; `alasca shard webdataset` writes them shuffled"
 
     def feed(self, config: Config, world: World, start: int, stop: int) -> Feed:
         """A rank's micro-batches, from one step of the run to another."""

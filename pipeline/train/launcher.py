@@ -75,12 +75,12 @@ class Launcher:
 
 
 def resuming(words: Sequence[str]) -> list[str]:
-    """A command that goes on with the run which this one began."""
+    """A command that goes on with the run which this one began, as far as that was to go."""
     kept = list(words)
     # python /path/to/torchrun ...: the interpreter stands in the script's first line.
     if len(kept) > 1 and os.access(kept[1], os.X_OK) and not kept[1].endswith(".py"):
         kept.pop(0)
-    for name in ("--resume", "--run.resume"):
+    for name in ("--resume", "--run.resume", "--run.max_steps"):
         while name in kept:
             at = kept.index(name)
             del kept[at : at + 2]

@@ -94,8 +94,8 @@ class Training:
         self.evaluations = Evaluations(config, self.sets, self.plan.steps_per_epoch, self.start, self.last, world)
         self.ahead = Ahead(self.manifest, self.plan, self.lanes, self.start, self.last, dist.neighbours())
         of_the_node = self.ahead.warning() if world.local_rank == 0 else None
-        of_the_run = inputs.warning() if world.rank == 0 else None
-        for warning in filter(None, (of_the_node, of_the_run)):
+        of_the_run = inputs.warnings(config) if world.rank == 0 else ()
+        for warning in filter(None, (of_the_node, *of_the_run)):
             print(f"alasca: {warning}", file=sys.stderr, flush=True)
         self.feed = inputs.feed(config, world, self.start, self.last)
         self.state = State(config, inputs, world)

@@ -43,6 +43,8 @@ def _counted(manifest: Manifest, selection: Selection, where: str) -> Matrix:
     """Of the samples in use whose clean label is known."""
     clean, given = manifest.clean_labels[selection.ids], selection.active_labels
     known, classes = clean >= 0, manifest.num_classes
+    if not known.any():
+        raise InputError(f"{where}: {manifest.place} knows no clean labels to count from; give a file or an estimate")
     pairs = clean[known].astype(np.int64) * classes + given[known]
     counts = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.float64)
     empty = np.flatnonzero(counts.sum(axis=1) == 0)

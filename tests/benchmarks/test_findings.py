@@ -6,7 +6,9 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks import cifar, findings
 from pipeline import configfile
@@ -15,6 +17,7 @@ from shards.manifest import Manifest
 from tests.conftest import make_raw
 
 CLASSES, EACH = 3, 12
+NAMES = [f"class-{k}" for k in range(CLASSES)]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def test_the_datasets_hold_the_asked_images_with_their_labels(archive: Path, lab
         findings.Data("people", None, human=True),
     )
     findings.prepare(archive, labels, sets, tmp_path, test_of_each=5)
-    classes = len(cifar.read(labels)) // EACH
+    classes = len(cifar.read(labels, NAMES)) // EACH
     few, people, test = (Manifest.load(tmp_path / name) for name in ("clean", "people", "test"))
     assert Counter(few.clean_labels.tolist()) == dict.fromkeys(range(classes), 4)
     assert (few.labels != few.clean_labels).mean() == pytest.approx(0.5, abs=0.1)
@@ -62,18 +65,43 @@ def test_the_datasets_hold_the_asked_images_with_their_labels(archive: Path, lab
 
 
 def test_a_draw_takes_as_many_of_each_class_and_the_same_ones_each_time(labels: Path) -> None:
-    images = cifar.read(labels)
+    images = cifar.read(labels, NAMES)
     drawn = cifar.drawn(images, 5)
     assert Counter(image.clean for image in drawn) == dict.fromkeys({image.clean for image in images}, 5)
     assert len(set(drawn)) == len(drawn)
     assert drawn == cifar.drawn(images, 5)
     assert cifar.drawn(images, None) == images
+    with pytest.raises(InputError, match="12 images of class 0, 13 of each are drawn"):
+        cifar.drawn(images, 13)
+
+
+def test_the_published_labels_are_joined_by_their_order(tmp_path: Path) -> None:
+    clean = [2, 0, 2, 1, 0, 2]
+    file = tmp_path / "CIFAR-10_human.pt"
+    torch.save({"clean_label": np.array(clean), "worse_label": np.array([2, 1, 1, 1, 0, 0])}, file)
+    assert cifar.read(file, NAMES) == [
+        ("train/class-2/0000.jpg", 2, 2),
+        ("train/class-0/0000.jpg", 0, 1),
+        ("train/class-2/0001.jpg", 2, 1),
+        ("train/class-1/0000.jpg", 1, 1),
+        ("train/class-0/0001.jpg", 0, 0),
+        ("train/class-2/0002.jpg", 2, 0),
+    ]
+    torch.save({"clean_label": np.array(clean)}, file)
+    with pytest.raises(InputError, match="CIFAR-10_human.pt: no label set 'worse_label'"):
+        cifar.read(file, NAMES)
 
 
 def test_what_cannot_be_read_is_named(archive: Path, labels: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.zip"
     broken.write_bytes(archive.read_bytes()[:100])
     with pytest.raises(InputError, match=r"broken.zip"):
+        cifar.unpack(broken, tmp_path / "raw")
+    with zipfile.ZipFile(broken, "w") as packed:
+        packed.writestr("CIFAR-10-images-master/train/cat/0000.jpg", b"")
+    with pytest.raises(
+        InputError, match=r"broken.zip: has CIFAR-10-images-master at its top; it must be a zip of train"
+    ):
         cifar.unpack(broken, tmp_path / "raw")
     with labels.open() as file:
         rows = [{key: value for key, value in row.items() if key != "worst"} for row in csv.DictReader(file)]
@@ -83,7 +111,7 @@ def test_what_cannot_be_read_is_named(archive: Path, labels: Path, tmp_path: Pat
         writer.writeheader()
         writer.writerows(rows)
     with pytest.raises(InputError, match=r"short.csv.*worst"):
-        cifar.read(short)
+        cifar.read(short, NAMES)
 
 
 @pytest.mark.parametrize("finding", findings.FINDINGS)
@@ -106,6 +134,6 @@ def test_the_recipes_are_whole_and_differ_in_the_method_alone(finding: str, tmp_
                     first.engine,
                 )
             trained.add(first.data.train)
-            assert tables["reference"] in tables["methods"]
+            assert {tables["baseline"], tables.get("reference", tables["baseline"])} <= set(configs)
     names = {data.name for data in sets}
     assert trained == {f"{folder}/{name}" for name in names for folder in (findings.HERE, tmp_path)}

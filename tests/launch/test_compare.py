@@ -91,7 +91,8 @@ def test_compare_trains_reuses_and_names_what_broke(
     again = json.loads((runs["costly"] / "summary.json").read_text())
     assert again == summaries["costly"]
 
-    file = comparison(f'{alasca}[methods.wrong]\nmodel = {{ pretrained = "/nowhere.pt" }}\n')
+    (folder / "wrong-seed0").write_text("in the way of a run")
+    file = comparison(f"{alasca}[methods.wrong]\n")
     assert main(["compare", file]) == 1
     third = capfd.readouterr()
     assert "failed: wrong-seed0" in third.err
@@ -152,6 +153,8 @@ def test_equal_time_stretches_the_whole_schedule(comparison: Callable[[str], str
         ('reference = "har"\n[methods.ce]\n', "reference 'har' is none of the methods: ce"),
         ("equal_time = true\n[methods.ce]\n", "equal_time needs a reference"),
         ("seeds = [1, 1]\n[methods.ce]\n", "seeds [1, 1] name one twice"),
+        ("seeds = 3\n[methods.ce]\n", "seeds = 3: must be a list, such as [0, 1, 2]"),
+        ('[methods."elr+"]\n', "'elr+' names a method: letters, digits and, not first, '.', '_' and '-' may be in it"),
         ('select_by = "vla"\n[methods.ce]\n', "select_by 'vla' is no evaluation set of ce-seed0: test"),
     ],
 )
@@ -160,3 +163,21 @@ def test_mistakes_in_the_file_are_named(
 ) -> None:
     assert main(["compare", comparison(methods)]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ('method = { base = "forward", forward = { matrix = "nowhere.csv" } }', "nowhere.csv"),
+        ('model = { pretrained = "nowhere.pt" }', "nowhere.pt"),
+        ("data = { lanes = 3 }", "2 processes cannot share data.lanes = 3"),
+    ],
+)
+def test_what_cannot_be_trained_is_named_before_anything_is(
+    comparison: Callable[[str], str], tmp_path: Path, change: str, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = comparison(f"[methods.fine]\n[methods.last]\n{change}\n")
+    assert main(["compare", file]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"alasca: {file}, method 'last': ") and words in line
+    assert not (tmp_path / "runs").exists()

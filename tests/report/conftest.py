@@ -117,7 +117,7 @@ def comparison(make_run: MakeRun) -> Results:
         ("ce", 0.70, 0.30, 20.0, {}),
         ("lipschitz", 0.79, 0.20, 70.0, {"method.penalty": "har", "method.penalty_weight": 0.001}),
         ("alasca", 0.82, 0.25, 24.0, {"method.aux": "alasca"}),
-        ("<script>alert(1)</script>", 0.76, 0.24, 12.0, {"data.micro_batch": 64, "method.base": 'g"c&e'}),
+        ("<script>alert(1)</script>", 0.76, 0.24, 12.0, {"data.micro_batch": 64, "model.name": 'r"n&20'}),
     ):
         methods[name] = []
         for seed in (0, 1, 2):

@@ -18,7 +18,9 @@ from shards.readers import find
 Configured = Callable[..., Config]
 
 
-def test_a_begun_run_is_never_overwritten_or_mixed(configured: Configured, world: World) -> None:
+def test_a_begun_run_is_never_overwritten_or_mixed(
+    configured: Configured, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     training = trained(configured(optim__epochs=1), world)
     with pytest.raises(InputError, match="already holds a run at step 5: go on with --resume auto"):
         trained(configured(optim__epochs=1), world)
@@ -34,6 +36,19 @@ def test_a_begun_run_is_never_overwritten_or_mixed(configured: Configured, world
         with pytest.raises(InputError, match=words):
             trained(configured(**{"optim__epochs": 1, "run__resume": "auto"} | change), world)
     assert trained(configured(optim__epochs=1, run__resume="auto", data__workers=1), world).start == 5
+    # Nor does it matter what another method would go by; that is said.
+    capsys.readouterr()
+    idle = {"gce": {"q": 0.5}, "har": {"class_errors": ["nowhere.json"]}}
+    assert (
+        trained(
+            configured(optim__epochs=1, run__resume="auto", **{f"method__{k}": v for k, v in idle.items()}), world
+        ).start
+        == 5
+    )
+    assert (
+        "method.gce.q = 0.5, method.har.class_errors = ('nowhere.json',): without effect in a method of base = 'ce',"
+        " aux = 'alasca', pair = 'none', penalty = 'none'\n"
+    ) in capsys.readouterr().err
 
 
 def test_a_begun_run_is_refused_another_class_list(

@@ -55,4 +55,5 @@ def test_the_command_that_goes_on() -> None:
     words = [sys.executable, torchrun, "--nproc-per-node", "2", "launch/train.py", "a b.toml", "--resume", "none"]
     assert resuming([*words, "--optim.lr", "1"]) == [*words[1:-2], "--optim.lr", "1", "--resume", "auto"]
     words = ["python", "launch/train.py", "c.toml"]
+    assert resuming([*words, "--run.max_steps", "10"]) == [*words, "--resume", "auto"]  # or it stopped where it is
     assert resuming([*words, "--run.resume=x"]) == [*words, "--resume", "auto"]
