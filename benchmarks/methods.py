@@ -1,4 +1,4 @@
-"""Throughput and memory of cross entropy, ALASCA and the Lipschitz penalties, taken in turn in one run."""
+"""Throughput and memory of cross entropy, GCE, ALASCA and the Lipschitz penalties, taken in turn in one run."""
 
 import argparse
 import gc

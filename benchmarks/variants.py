@@ -14,15 +14,18 @@ from pipeline.config import Optim
 from pipeline.data.pixels import normalise
 from pipeline.method.alasca import Alasca, Trust
 from pipeline.method.bank import SampleBank
+from pipeline.method.elr import EarlyLearning
 from pipeline.method.lipschitz import HiddenGradients, InputJacobian
+from pipeline.method.losses import base_loss
 from pipeline.method.objective import Objective
 from pipeline.model.backbone import build
 from pipeline.train.dist import World
 from pipeline.train.engine import Engine
 
-ALASCA = ("alasca-light", "alasca-bottleneck")
+HEADS = {"alasca-light": "light", "alasca-bottleneck": "bottleneck", "elr-alasca": "light"}
+ALASCA = tuple(HEADS)
 PENALTIES = ("har", "jacobian")
-METHODS = ("ce", *ALASCA, *PENALTIES)
+METHODS = ("ce", "gce", *ALASCA, *PENALTIES)
 PLAIN, TIMM = "plain torch", "timm"
 # Weights as published (HAR's 0.1 on a mean over 128). They scale a number and cost no time.
 PENALTY_WEIGHT = {"har": 0.1 / 128, "jacobian": 0.01}
@@ -112,7 +115,7 @@ def prepare(variant: Variant, setting: Setting, world: World, batches: list[Batc
 
 def _ours(variant: Variant, setting: Setting, world: World, batches: Iterator[Batch]) -> Step:
     """As `pipeline.train.loop` does it, without loader and record."""
-    heads = variant.method.removeprefix("alasca-") if variant.method in ALASCA else "none"
+    heads = HEADS.get(variant.method, "none")
     module = build(setting.model, setting.classes, heads, stem=setting.stem, width=setting.width)
     settings = EngineConfig.model_validate({"precision": setting.precision, "channels_last": variant.channels_last})
     engine = Engine(module, Optim(epochs=1), settings, world, setting.micro_batch, setting.micro_batches)
@@ -135,8 +138,12 @@ def _ours(variant: Variant, setting: Setting, world: World, batches: Iterator[Ba
 
 def _objective(method: str, module: nn.Module, setting: Setting, device: torch.device) -> Objective:
     if method in ALASCA:
-        bank = SampleBank(0, BATCHES * setting.micro_batch, setting.classes, device=device)
-        return Objective(aux=Alasca(Trust(bank=bank)), banks={"alasca": bank})
+        kept = ("alasca", "elr") if method == "elr-alasca" else ("alasca",)
+        banks = {name: SampleBank(0, BATCHES * setting.micro_batch, setting.classes, device=device) for name in kept}
+        base = EarlyLearning(banks["elr"]) if "elr" in banks else None
+        return Objective(base, Alasca(Trust(bank=banks["alasca"])), banks=banks)
+    if method == "gce":
+        return Objective(base_loss("gce"))
     if method == "har":
         return Objective(penalty=HiddenGradients(module), penalty_weight=PENALTY_WEIGHT[method])
     if method == "jacobian":
