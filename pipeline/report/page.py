@@ -12,10 +12,6 @@ from pipeline.report.style import CSS
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _NOTHING = "\N{EN DASH}"
-_ACCURACIES = (
-    "Top-1 accuracy, mean ± std (below: each seed); differences in points, paired by seed, [95 % interval]; of a head"
-    " that the other method lacks, to its main head"
-)
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -127,7 +123,8 @@ def _accuracies(results: Results) -> str:
             line.append(_gap(found.to_baseline, is_self=method.name == results.baseline))
             line += [_gap(found.to_reference, is_self=method.name == other)] if other else []
             lines.append(line)
-    return _table(_ACCURACIES, header, lines)
+    caption = "Top-1 accuracy, mean ± std (below: each seed); differences in points, paired by seed, [95 % interval]"
+    return _table(caption + "; of a head that the other lacks, to its main head", header, lines)
 
 
 def _step(method: Method, found: Accuracy, results: Results) -> str:

@@ -67,10 +67,10 @@ def test_without_true_labels_there_is_none(configured: Configured, world: World,
 
 def test_plain_training_memorises_and_the_record_says_so(configured: Configured, world: World) -> None:
     """Small, slow data: after a while the network predicts wrong labels that it did not predict before."""
-    config = configured(method__aux="none", optim__epochs=30, optim__lr=0.1, eval__every=30, data__flip=False)
+    config = configured(method__aux="none", optim__epochs=30, optim__lr=0.02, eval__every=30, data__flip=False)
     config = config.model_copy(update={"data": config.data.model_copy(update={"augment": "none"})})
     trained(config, world)
     records = [r for r in read_metrics(config.folder) if r["kind"] == "train"]
     memorised = [r["evidence/memorised"] for r in records if r["evidence/memorised"] is not None]
-    assert max(memorised[-10:]) > min(memorised[5:20]) + 0.2
+    assert np.mean(memorised[-10:]) > np.mean(memorised[5:20]) + 0.3
     assert not any("evidence/precision" in r for r in records)  # cross-entropy trusts all labels alike

@@ -155,9 +155,9 @@ def test_the_rate_is_given_or_counted(configured: Configured, photos: Manifest) 
     selection = select(photos, None, None)
     wrong = float(np.mean(photos.labels != photos.clean_labels))
     for pair, section in (("coteaching", "coteaching"), ("coteaching+", "coteaching_plus")):
-        counted = configured(method__pair=pair)
+        counted = configured(method__pair=pair, optim__epochs=30)
         assert known_forget_rate(counted, photos, selection) == pytest.approx(wrong)
-        given = configured(method__pair=pair, **{f"method__{section}": {"forget_rate": 0.35}})
+        given = configured(method__pair=pair, optim__epochs=30, **{f"method__{section}": {"forget_rate": 0.35}})
         assert known_forget_rate(given, photos, selection) == 0.35
     for other in ({}, {"method__pair": "decoupling"}):
         assert known_forget_rate(configured(**other), photos, selection) is None
@@ -166,14 +166,14 @@ def test_the_rate_is_given_or_counted(configured: Configured, photos: Manifest) 
 def test_a_rate_that_nobody_knows_is_asked_for(
     configured: Configured, photos: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configured(method__pair="coteaching+")
+    config = configured(method__pair="coteaching+", optim__epochs=30)
     unknown = np.full(photos.num_samples, -1)
     monkeypatch.setattr(Manifest, "clean_labels", property(lambda self: unknown))
     with pytest.raises(
         InputError, match=r"method.coteaching_plus.forget_rate: .* knows no clean labels .* such as 0.2"
     ):
         Inputs.open(config, 1)
-    given = configured(method__pair="coteaching+", method__coteaching_plus={"forget_rate": 0.3})
+    given = configured(method__pair="coteaching+", optim__epochs=30, method__coteaching_plus={"forget_rate": 0.3})
     assert isinstance(Inputs.open(given, 1).module, Pair)
 
 
@@ -186,6 +186,8 @@ def test_what_does_not_go_together_is_refused(configured: Configured, world: Wor
         configured(method__pair="dividemix", method__penalty="jacobian", method__dividemix={"warmup_epochs": 1})
     with pytest.raises(InputError, match=r"dividemix.warmup_epochs = 10 leaves none of optim.epochs = 2: lower it"):
         configured(method__pair="dividemix")
+    with pytest.raises(InputError, match=r"coteaching_plus.initial_epochs = 20 leaves none of optim.epochs = 2: lower"):
+        configured(method__pair="coteaching+")
     with pytest.raises(InputError, match=r"method.coteaching.forget_rate = 1"):
         configured(method__coteaching={"forget_rate": 1.0})
     trained(configured(run__max_steps=2), world)
@@ -195,6 +197,7 @@ def test_what_does_not_go_together_is_refused(configured: Configured, world: Wor
 
 def test_settings_reach_the_choice_and_order_and_weights_stay(configured: Configured, world: World) -> None:
     config = configured(
+        optim__epochs=30,
         method__pair="coteaching+",
         method__coteaching_plus={"forget_rate": 0.3, "ramp_epochs": 4, "initial_epochs": 7},
     )
