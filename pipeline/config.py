@@ -204,7 +204,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _something_follows_the_beginning(self) -> Self:
-        name = {"dividemix": "warmup_epochs", "coteaching+": "initial_epochs"}.get(self.method.pair)
+        name = {"dividemix": "warmup_epochs", "coteaching+": "initial_epochs", "decoupling": "warmup_epochs"}.get(
+            self.method.pair
+        )
         epochs = self.method.pair_options[name] if name else 0
         if epochs and epochs >= self.optim.epochs:
             raise ValueError(

@@ -210,6 +210,11 @@ class Method(Section):
         used |= {"alasca"} if self.trusts else set()
         used |= {"elr"} if self.pair == "elr+" else set()
         idle = {name: type(table)() for name, table in self if isinstance(table, Section) and name not in used}
+        if self.trusts:
+            unused = ["momentum", "temperature"] if self.alasca.confidence == "current" else []
+            unused += ["aux_weight"] if self.aux != "alasca" else []
+            defaults = {key: getattr(Alasca(), key) for key in unused}
+            idle["alasca"] = self.alasca.model_copy(update=defaults)
         return self.model_copy(update=idle)
 
     @property

@@ -82,6 +82,10 @@ def test_options_that_a_method_does_not_go_by_are_known() -> None:
         "--method.penalty", "jacobian", "--method.jacobian.n_proj", "3", "--method.har.class_errors", "x"
     ).method
     assert used.idle == {"har.class_errors": ("x",)}
+    current = ("--method.alasca.confidence", "current", "--method.alasca.temperature", "0.5")
+    assert parsed(*current).method.idle == {"alasca.temperature": 0.5}
+    weight = ("--method.base", "adaptive", "--method.aux", "none", "--method.alasca.aux_weight", "9")
+    assert parsed(*weight).method.idle == {"alasca.aux_weight": 9.0}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,10 @@ def test_options_that_a_method_does_not_go_by_are_known() -> None:
         (
             ["--method.pair", "coteaching+", "--optim.epochs", "20"],
             "coteaching_plus.initial_epochs = 20 leaves none of",
+        ),
+        (
+            ["--method.pair", "decoupling", "--method.decoupling.warmup_epochs", "120"],
+            "warmup_epochs = 120 leaves none",
         ),
         (["--run.name", "../x"], "run.name = '../x'"),
         (["--data.lanes"], "--data.lanes has no value"),

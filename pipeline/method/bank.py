@@ -51,7 +51,9 @@ class SampleBank:
         device = self.rows.device
         index = positions.to(device) - self.start
         old = self.rows.index_select(0, index)
-        new = (momentum * old.float() + (1.0 - momentum) * values.to(device).float()).to(self.rows.dtype)
+        most = torch.finfo(self.rows.dtype).max  # float16 ends at 65,504, where extreme logits do not
+        moved = momentum * old.float() + (1.0 - momentum) * values.to(device).float()
+        new = moved.clamp(-most, most).to(self.rows.dtype)
         if valid is not None:
             # A select, not a product: 0 * NaN of an undecodable sample would still be NaN.
             new = torch.where(valid.to(device).unsqueeze(1), new, old)
@@ -97,7 +99,8 @@ class SampleBank:
         """
         theirs: torch.Tensor = state["rows"]
         start, stop = max(self.start, state["start"]), min(self.stop, state["stop"])
-        if start > stop or theirs.shape != (state["stop"] - state["start"], self.rows.shape[1]):
+        nothing = start > stop or (start == stop and self.rows.numel() > 0 and theirs.numel() > 0)
+        if nothing or theirs.shape != (state["stop"] - state["start"], self.rows.shape[1]):
             raise ValueError(
                 f"bank of positions [{state['start']}, {state['stop']}) with rows {tuple(theirs.shape)} does not fit "
                 f"positions [{self.start}, {self.stop}) with rows {tuple(self.rows.shape)}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.data.batch import Batch
 from pipeline.method.losses import cross_entropy
@@ -51,7 +52,8 @@ class DivideMix(TwoNetworks):
       one without any is left out of the mixture, and is unlabelled;
     - a micro-batch holds labelled and unlabelled samples as they come, and each loss is the mean over its own kind (0
       where there is none). The paper draws as many of one kind as of the other;
-    - both networks learn in one step, and answer each other by the statistics of the micro-batch;
+    - both networks learn in one step, and answer each other by the statistics of the micro-batch, which leaves no trace
+      in the running ones: after the warm-up these come from mixed images alone;
     - an epoch is one pass over all samples. In the paper it is one over the labelled ones;
     - where unlabelled_weight is 0 their code takes prior_loss over labelled samples. Here it is over all.
 
@@ -213,9 +215,15 @@ class DivideMix(TwoNetworks):
         for objective in self.objectives:
             own = objective.banks["loss"].rows.squeeze(1).cpu().numpy()
             whole = np.concatenate(self._gather(own))
-            mixture = self._gather(Mixture.fit(whole[whole > 0]))[0]  # other machines may round otherwise
-            clean = np.where(own > 0, mixture.clean(own), 0.0)
+            mixture = self._gather(Mixture.fit(whole[_seen(whole)]))[0]  # other machines may round otherwise
+            clean = np.zeros(own.shape)
+            clean[_seen(own)] = mixture.clean(own[_seen(own)])
             objective.banks["clean"].rows.copy_(torch.from_numpy(clean).unsqueeze(1))
+
+
+def _seen(losses: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Losses of samples that have one: 0 is where a bank begins."""
+    return np.isfinite(losses) & (losses > 0)
 
 
 def _by_view(

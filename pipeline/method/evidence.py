@@ -10,7 +10,8 @@ class Evidence:
     """Shares and means over the samples of a micro-batch whose true label is known, as sums; waits for no device.
 
     A label is right or wrong by the given label that is trained on. What the network says is the main head's answer to
-    the augmented image, in the step that learns from it.
+    the augmented image, in the step that learns from it; of ELR+ that of network 1's EMA, of DivideMix network 1's,
+    both to the image before it is mixed.
 
     Args:
         clean: true label of each sample from position `start`, integers [N] on the device of the logits; -1: unknown.

@@ -50,8 +50,9 @@ def small_losses(losses: torch.Tensor, among: torch.Tensor, keep: float) -> torc
         among: bool [B], the candidates.
         keep: from 0 to 1.
     """
-    # A candidate's own loss may be infinite: it still stands before what is no candidate.
-    finite = losses.clamp(max=torch.finfo(losses.dtype).max)
+    # A candidate's own loss may be infinite or NaN: it still stands before what is no candidate.
+    most = torch.finfo(losses.dtype).max
+    finite = losses.nan_to_num(nan=most, posinf=most)
     order = torch.where(among, finite, torch.inf).argsort(stable=True)
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     count = (keep * among.sum().double() - _ROUNDING).ceil()

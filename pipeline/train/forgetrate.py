@@ -4,6 +4,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.data.selection import Selection
+from pipeline.train.noisematrix import label_weights
 from shards.errors import InputError
 from shards.manifest import Manifest
 
@@ -11,7 +12,7 @@ from shards.manifest import Manifest
 def known_forget_rate(config: Config, manifest: Manifest, selection: Selection) -> float | None:
     """Return what is given, or the noise rate: wrong labels among those in use whose clean label is known.
 
-    None where the method leaves nothing out.
+    With `data.balance` that of an epoch, in which each label is as frequent. None where the method leaves nothing out.
 
     Raises:
         InputError: no rate is given and no clean label is known, or all of them differ from the label.
@@ -30,7 +31,9 @@ def known_forget_rate(config: Config, manifest: Manifest, selection: Selection) 
             f"{where}: {manifest.place} knows no clean labels to count the noise rate from; give the share of labels"
             " that you take to be wrong, such as 0.2"
         )
-    rate = float(np.mean(clean[known] != selection.active_labels[known]))
+    given_labels = selection.active_labels
+    frequency = label_weights(config, given_labels, manifest.num_classes)[given_labels[known]]
+    rate = float(np.average(clean[known] != given_labels[known], weights=frequency))
     if rate == 1.0:
         raise InputError(f"{where}: all known labels of {manifest.place} are wrong; give a rate below 1")
     return rate

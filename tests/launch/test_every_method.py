@@ -1,7 +1,4 @@
-"""Every method, whole runs: in two processes as in one, with accumulation, cut and resumed bit for bit.
-
-The launchers take turns: each starts every second method.
-"""
+"""Every method, whole runs: in two processes of each launcher as in one, with accumulation, cut and resumed."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -32,6 +29,8 @@ LAST = "checkpoints/step-000000010"
 # Each base loss and each loss of the heads, and what they keep per sample; in one of them arithmetic in 16 bits.
 METHODS: dict[str, dict[str, Any]] = {
     "nce_rce-none": {"method__base": "nce_rce", "method__aux": "none", "engine__precision": "bfloat16"},
+    "sce-alasca": {"method__base": "sce", "engine__precision": "bfloat16"},
+    "ls-current": {"method__base": "ls", "method__alasca": {"confidence": "current", "warmup_epochs": 0}},
     "forward-alasca": {"method__base": "forward", "method__forward": {"matrix": "known"}},
     "elr-alasca": {"method__base": "elr"},
     "elr-smoothing": {"method__base": "elr", "method__aux": "smoothing", "engine__precision": "bfloat16"},
@@ -56,6 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 BANKS = {
+    "sce-alasca": {"alasca"},
     "forward-alasca": {"alasca"},
     "elr-alasca": {"alasca", "elr"},
     "adaptive-averaged": {"alasca"},
@@ -101,29 +101,28 @@ def configured(photos: Manifest, clean_photos: Manifest, tmp_path_factory: pytes
 
 
 @pytest.fixture(scope="module")
-def two(configured: Configured, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a method's run in two processes."""
+def two(configured: Configured, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Path]]:
+    """The folders of a method's runs in two processes, one of each launcher."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "in_turn.py").write_text(IN_TURN)
-    for name, changes in METHODS.items():
-        config = configured(run__name=f"{name}-in-two", eval__every=2, **changes)
-        configfile.store(folder / f"{name}.toml", config)
-    launchers = (
-        [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2"],
-        [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", str(free_port())],
-    )
-    for number, launcher in enumerate(launchers):
-        files = [str(folder / f"{name}.toml") for name in list(METHODS)[number :: len(launchers)]]
+    launchers = {
+        "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2"],
+        "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", str(free_port())],
+    }
+    for launcher, command in launchers.items():
+        files = [folder / f"{name}-{launcher}.toml" for name in METHODS]
+        for file, changes in zip(files, METHODS.values(), strict=True):
+            configfile.store(file, configured(run__name=file.stem, eval__every=2, **changes))
         ended = subprocess.run(
-            [*launcher, str(folder / "in_turn.py"), *files],
+            [*command, str(folder / "in_turn.py"), *map(str, files)],
             env={**unlaunched(), "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=280,
             check=False,
         )
         assert ended.returncode == 0, (ended.stdout + ended.stderr)[-3000:]
-    return lambda name: configured(run__name=f"{name}-in-two").folder
+    return lambda name: [configured(run__name=f"{name}-{launcher}").folder for launcher in launchers]
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +152,17 @@ def banks_of(state: dict[str, Any], before: str = "") -> Iterator[tuple[str, tor
             yield from banks_of(inner, f"{before}{name}/")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", METHODS)
-def test_two_processes_train_as_one_does(name: str, one: Callable[[str], Training], two: Callable[[str], Path]) -> None:
-    folders = one(name).config.folder, two(name)
+def test_two_processes_train_as_one_does(
+    name: str, one: Callable[[str], Training], two: Callable[[str], list[Path]]
+) -> None:
+    for folder in two(name):
+        train_alike(name, one(name).config.folder, folder)
+
+
+def train_alike(name: str, *folders: Path) -> None:
+    """In one process and in two."""
     a, b = ([r for r in read_metrics(folder) if r["kind"] == "train"] for folder in folders)
     assert [r["step"] for r in a] == [r["step"] for r in b] == list(range(1, 11))
     means = ("loss", "confidence", "top1", "evidence/probability", "evidence/confidence")
@@ -179,12 +185,18 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(
     name: str, configured: Configured, one: Callable[[str], Training], world: World
 ) -> None:
     straight = one(name)
-    changes = {"run__name": f"{name}-cut", "eval__every": 2, "checkpoint__every_steps": 5, **METHODS[name]}
-    trained(configured(**changes, run__max_steps=5), world)
+    # Within an epoch, the second one.
+    changes = {"run__name": f"{name}-cut", "eval__every": 2, "checkpoint__every_steps": 7, **METHODS[name]}
+    trained(configured(**changes, run__max_steps=7), world)
     cut = trained(configured(**changes, run__resume="auto"), world)
-    assert cut.start == 5
-    saved = [load_file(run.config.folder / LAST / "model.safetensors") for run in (straight, cut)]
-    assert all(torch.equal(tensor, saved[1][key]) for key, tensor in saved[0].items())
+    assert cut.start == 7
+    averages = ["ema.safetensors"] if cut.config.optim.ema else []
+    for file in ("model.safetensors", *averages):
+        saved = [load_file(run.config.folder / LAST / file) for run in (straight, cut)]
+        assert all(torch.equal(tensor, saved[1][key]) for key, tensor in saved[0].items())
+    momenta = [run.engine.optimizer.state_dict()["state"] for run in (straight, cut)]
+    for index, state in momenta[0].items():
+        assert torch.equal(state["momentum_buffer"], momenta[1][index]["momentum_buffer"])
     mine, theirs = rows(straight.config.folder, 1), rows(cut.config.folder, 1)
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(values, theirs[bank]) for bank, values in mine.items())

@@ -75,6 +75,13 @@ def test_half_precision_is_only_storage():
     assert torch.equal(again, (0.7 * rows + (1.0 - 0.7) * values.bfloat16().float()).bfloat16().float())
 
 
+def test_extreme_values_stay_finite_in_half_precision():
+    bank = SampleBank(0, 1, 3, torch.float16)
+    for _ in range(3):
+        stored = bank.update(index(0), torch.tensor([[3e5, -3e5, 0.0]]), 0.7)
+    assert stored.tolist() == [[65504.0, -65504.0, 0.0]]
+
+
 def test_values_are_detached_and_the_result_is_not_a_view():
     bank, values = SampleBank(0, 2, 3), torch.randn(2, 3, requires_grad=True)
     rows = bank.update(index(0, 1), values, 0.7)
@@ -103,7 +110,7 @@ def test_state_round_trip():
     assert other.rows.data_ptr() != bank.rows.data_ptr()
 
 
-@pytest.mark.parametrize("other", [(1, 4, 2), (10, 12, 2), (5, 9, 3)])
+@pytest.mark.parametrize("other", [(1, 4, 2), (10, 12, 2), (9, 12, 2), (5, 9, 3)])
 def test_state_of_other_samples_or_another_width(other):
     with pytest.raises(ValueError, match="does not fit"):
         SampleBank(*other).load_state_dict(SampleBank(5, 9, 2).state_dict())

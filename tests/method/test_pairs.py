@@ -117,6 +117,12 @@ def test_as_many_as_the_share_says_rounded_up(keep):
     assert small_losses(torch.rand(20), EVERY, keep).any() == (keep > 0)
 
 
+def test_a_loss_that_is_no_number_is_the_largest_of_the_candidates():
+    losses, among = torch.tensor([1.0, float("nan"), 2.0, 0.0]), torch.tensor([True, True, True, False])
+    assert small_losses(losses, among, 2 / 3).tolist() == [True, False, True, False]
+    assert small_losses(losses, among, 1.0).tolist() == [True, True, True, False]
+
+
 def test_ties_infinities_and_few_candidates():
     # Of equals the first; a thousand of them, where a sort that is not stable would mix them.
     kept = small_losses(torch.ones(1000), torch.arange(1000) % 2 == 1, 0.1)

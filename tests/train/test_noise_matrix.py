@@ -1,5 +1,6 @@
 """The matrix of forward correction: given, counted or estimated, and on its way into the loss."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,12 +20,16 @@ from pipeline.train import anchors, dist
 from pipeline.train.bad import BadImages
 from pipeline.train.dist import World
 from pipeline.train.evaluate import Answers
+from pipeline.train.forgetrate import known_forget_rate
 from pipeline.train.inputs import Inputs
 from pipeline.train.loop import Training
 from pipeline.train.noisematrix import noise_matrix
 from pipeline.train.stored import StoredRun
+from shards.build import build
 from shards.errors import InputError
 from shards.manifest import Manifest
+from shards.readers import find
+from tests.conftest import make_raw
 
 Configured = Callable[..., Config]
 
@@ -94,6 +99,40 @@ def test_a_file_that_does_not_fit_is_refused(
     with pytest.raises(InputError, match=words) as caught:
         Inputs.open(corrected(configured, str(tmp_path / "m.csv")), 1)
     assert "\n" not in str(caught.value)
+
+
+def test_balanced_epochs_have_noise_of_their_own(configured: Configured, tmp_path: Path) -> None:
+    """300 of one class, of which 60 are labelled as the other, and 20 of that one: epochs draw both labels alike."""
+    raw = tmp_path / "raw"
+    path = make_raw(raw, classes=1, each=1) / "class-0/0000.jpg"
+    rows = [("a", "a")] * 240 + [("b", "a")] * 60 + [("b", "b")] * 20
+    lines = [f"{n}.jpg,{label},{true}" for n, (label, true) in enumerate(rows)]
+    for n in range(len(rows)):
+        shutil.copyfile(path, raw / f"{n}.jpg")
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,clean", *lines]) + "\n")
+    built = build(find("csv")(raw, None, list=str(tmp_path / "list.csv")), tmp_path / "shards", workers=1)
+    data = {"data__train": str(built.root), "eval__test": {"data": str(built.root)}}
+    for balance, wanted, rate in (
+        (False, [[0.8, 0.2], [0, 1]], 60 / 320),
+        # Of two draws, one is labelled a; of those labelled b, 60 in 80 are a.
+        (True, [[1 / 1.75, 0.75 / 1.75], [0, 1]], 0.375),
+    ):
+        config = corrected(configured, "known", data__balance=balance, **data)
+        inputs = Inputs.open(config, 1)
+        matrix = noise_matrix(config, inputs.manifest, inputs.selection)
+        assert matrix is not None
+        np.testing.assert_allclose(matrix.values, wanted, rtol=1e-12)
+        pair = configured(method__pair="coteaching", data__balance=balance, **data)
+        assert known_forget_rate(pair, inputs.manifest, inputs.selection) == pytest.approx(rate)
+
+
+def test_a_label_that_nothing_has_needs_no_column(configured: Configured, photos: Manifest, tmp_path: Path) -> None:
+    lines = [f"{i},{int(photos.labels[i]) % 2}" for i in range(photos.num_samples)]
+    (tmp_path / "labels.csv").write_text("\n".join(["id,label", *lines]) + "\n")
+    config = corrected(configured, "known", data__relabel=str(tmp_path / "labels.csv"))
+    inputs = Inputs.open(config, 1)
+    matrix = noise_matrix(config, inputs.manifest, inputs.selection)
+    assert matrix is not None and not matrix.values[:, 2].any()
 
 
 def test_without_clean_labels_none_is_known(configured: Configured, clean_photos: Manifest) -> None:
