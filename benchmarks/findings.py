@@ -26,7 +26,7 @@ EXAMPLE = """example:
 
 --images: a zip of train/CLASS/*.jpg and test/CLASS/*.jpg; --labels: CIFAR-10N's own
 CIFAR-10_human.pt, or a CSV file with the columns path, clean and worst.
-small: a narrow ResNet-10, 4,000 images, 2 CPU processes, 3 to 6 hours. large: ResNet-34, 50,000 images, one GPU.
+small: a narrow ResNet-10, 4,000 images, 2 CPU processes, some hours. large: ResNet-34, 50,000 images, one GPU.
 The same command goes on where it was stopped, and only writes the tables when all is trained."""
 
 HERE = Path("build/findings")

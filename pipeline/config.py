@@ -13,11 +13,13 @@ from pipeline.methodconfig import Method
 from pipeline.section import Count, Fraction, NonNegative, Section
 from shards.cache import Cache
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a run, and so of its folder
+
 
 class Run(Section):
     """Where the run lives and what makes it repeatable."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    name: Annotated[str, Field(pattern=NAME)] = "run"
     dir: str = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     resume: str = "none"  # auto | none | the path of a checkpoint

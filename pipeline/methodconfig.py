@@ -220,10 +220,13 @@ class Method(Section):
     @property
     def idle(self) -> dict[str, Any]:
         """What was given and is not gone by: values by dotted name, below `method`."""
-        tables = {name: table for name, table in self if isinstance(table, Section)}
-        used = {name: dict(getattr(self.effective, name)) for name in tables}
+        effective = self.effective
         return {
-            f"{name}.{key}": value for name, table in tables.items() for key, value in table if value != used[name][key]
+            f"{name}.{key}": value
+            for name, table in self
+            if isinstance(table, Section)
+            for key, value in table
+            if value != getattr(getattr(effective, name), key)
         }
 
     @property

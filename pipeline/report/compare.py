@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline import configfile
-from pipeline.config import Config
+from pipeline.config import NAME, Config
 from pipeline.data.selection import select
 from pipeline.record.track import METRICS, SUMMARY
 from pipeline.report import group, page, results
@@ -55,7 +55,7 @@ class Comparison(Section):
     @classmethod
     def _names_of_folders(cls, given: Any) -> Any:
         for name in given if isinstance(given, dict) else ():
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            if not re.fullmatch(NAME, name):
                 raise ValueError(
                     f"'{name}' names a method: letters, digits and, not first, '.', '_' and '-' may be in it"
                 )

@@ -1,7 +1,10 @@
 """A run in this process, from its configuration to its end."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pipeline import configfile
 from pipeline.config import Config
@@ -25,6 +28,20 @@ def tiny(photos: Manifest, clean_photos: Manifest, folder: Path, **changes: Any)
         section, key = dotted.split("__")
         tables.setdefault(section, {})[key] = value
     return configfile.parse(tables, name="tiny", where="test")
+
+
+def in_evaluation(training: Training, batch: int, act: Callable[[], object]) -> None:
+    """Have something happen before the forward of some evaluation batch, counted over all sets and evaluations."""
+    forward, seen = training.engine.forward, 0
+
+    def answering(images: torch.Tensor) -> Any:
+        nonlocal seen
+        seen += not training.engine.module.training
+        if seen == batch and not training.engine.module.training:
+            act()
+        return forward(images)
+
+    training.engine.forward = answering  # type: ignore[method-assign]
 
 
 def trained(config: Config, world: World) -> Training:

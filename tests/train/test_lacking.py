@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from runs import trained
+from runs import in_evaluation, trained
 
 from pipeline.config import Config
 from pipeline.record.metrics import timeless
@@ -27,16 +26,7 @@ FIRST, SECOND = 2, 4 + 3  # batches of evaluation: in the first set, which has f
 def disturbed(config: Config, world: World, batch: int, act: Callable[[], object]) -> None:
     """Run with something happening before the forward of an evaluation batch."""
     training = Training(config, Inputs.open(config, 1), world)
-    forward, seen = training.engine.forward, 0
-
-    def answering(images: torch.Tensor) -> Any:
-        nonlocal seen
-        seen += not training.engine.module.training
-        if seen == batch and not training.engine.module.training:
-            act()
-        return forward(images)
-
-    training.engine.forward = answering  # type: ignore[method-assign]
+    in_evaluation(training, batch, act)
     try:
         training.run()
     finally:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import runs
 import torch
 from runs import tiny, trained
 
@@ -86,21 +87,7 @@ def after_step(number: int, act: Callable[[], object]) -> Hook:
 
 
 def in_evaluation(batch: int, act: Callable[[], object]) -> Hook:
-    """Before the forward of some evaluation batch, counted over all sets and evaluations."""
-
-    def hook(training: Training) -> None:
-        forward, seen = training.engine.forward, 0
-
-        def answering(images: torch.Tensor) -> Any:
-            nonlocal seen
-            seen += not training.engine.module.training
-            if seen == batch and not training.engine.module.training:
-                act()
-            return forward(images)
-
-        training.engine.forward = answering  # type: ignore[method-assign]
-
-    return hook
+    return lambda training: runs.in_evaluation(training, batch, act)
 
 
 def asked(number: int) -> Callable[[], None]:
