@@ -46,7 +46,7 @@ class Inputs:
             InputError: a dataset that is missing, damaged, too small or of other classes; a subset or overlay that
                 does not fit; lanes that the processes cannot share; an unknown network or weights that do not fit; a
                 reference run, class errors, a noise matrix or a noise rate that are not there or do not fit; a pair
-                whose networks would be equal; fetches that would be taken for a hang.
+                whose networks would be equal; crops too small for the network; fetches that would be taken for a hang.
         """
         data, cache = config.data, config.data.fetched
         manifest = open_dataset(data.train, "data.train", cache)
@@ -75,6 +75,11 @@ class Inputs:
         noise_matrix(config, manifest, selection)
         known_forget_rate(config, manifest, selection)
         model = config.model
+        if data.crop < (least := backbone.least_image(model.name, model.stem)):
+            way = "" if model.stem == "small" else ', or model.stem = "small"'
+            raise InputError(
+                f"data.crop = {data.crop}: the last stage of {model.name} is left one pixel; take {least} or more{way}"
+            )
         # A run that goes on takes its weights from the checkpoint; the file it began with may be gone.
         goes_on = config.run.resume != "none" and bool(complete(config.folder / "checkpoints"))
         pretrained = None if goes_on else config.pretrained

@@ -3,15 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from references import log_softmax, softmax
 
 from pipeline.method.alasca import AdaptiveSmoothing, averaged_prediction, smoothed_cross_entropy
 from pipeline.method.bank import SampleBank
 from shards.errors import InputError
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
 
 
 def soft_target(y, alpha, classes):
@@ -24,9 +20,9 @@ def soft_target(y, alpha, classes):
     return np.array(rows)
 
 
-def drawn(classes, batch=12, seed=0):
+def drawn(classes, batch=12, scale=3.0, seed=0):
     rng = np.random.default_rng(seed)
-    return rng.normal(0, 3, (batch, classes)), rng.integers(0, classes, batch), rng.uniform(0, 1, batch)
+    return rng.normal(0, scale, (batch, classes)), rng.integers(0, classes, batch), rng.uniform(0, 1, batch)
 
 
 def test_smoothed_target_by_hand():
@@ -36,17 +32,21 @@ def test_smoothed_target_by_hand():
     assert loss.item() == pytest.approx(0.8 * np.log(4) + 0.2 * np.log(2), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [3.0, 1e4])
 @pytest.mark.parametrize("classes", [2, 10, 1000])
-def test_smoothed_cross_entropy_and_its_gradient(classes):
-    z, y, alpha = drawn(classes)
-    logits = torch.tensor(z, dtype=torch.float32, requires_grad=True)
+def test_smoothed_cross_entropy_and_its_gradient(classes, scale, dtype):
+    z, y, alpha = drawn(classes, scale=scale)
+    logits = torch.tensor(z).to(dtype).requires_grad_()
+    z = logits.detach().double().numpy()
     confidence = torch.tensor(alpha, dtype=torch.float32, requires_grad=True)
     loss = smoothed_cross_entropy(logits, torch.tensor(y), confidence)
-    target, p = soft_target(y, alpha, classes), softmax(z)
+    target = soft_target(y, alpha, classes)
     assert loss.dtype == torch.float32
-    np.testing.assert_allclose(loss.detach().numpy(), -(target * np.log(p)).sum(axis=1), rtol=2e-5)
+    np.testing.assert_allclose(loss.detach().numpy(), -(target * log_softmax(z)).sum(axis=1), rtol=2e-5)
     loss.sum().backward()
-    np.testing.assert_allclose(logits.grad.numpy(), p - target, atol=2e-6)
+    rounding = 2**-8 if dtype == torch.bfloat16 else 0
+    np.testing.assert_allclose(logits.grad.double().numpy(), softmax(z) - target, rtol=rounding, atol=2e-6)
     assert confidence.grad is None
 
 
@@ -65,9 +65,10 @@ def test_bfloat16_logits_are_computed_in_float32():
     np.testing.assert_allclose(loss.numpy(), -(target * np.log(softmax(z))).sum(axis=1), atol=0.08)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("classes", [2, 1000])
-def test_extreme_logits(classes):
-    z = torch.zeros(3, classes)
+def test_extreme_logits(classes, dtype):
+    z = torch.zeros(3, classes, dtype=dtype)
     z[0, 0], z[1, 1], z[1, 0], z[2] = 1e4, 1e4, -1e4, -1e4
     z.requires_grad_(True)
     y = torch.zeros(3, dtype=torch.int64)
@@ -77,6 +78,7 @@ def test_extreme_logits(classes):
     loss.sum().backward()
     assert loss.isfinite().all()
     assert z.grad.isfinite().all()
+    assert z.grad.abs().max() <= 1
 
 
 def test_alpha_divides_by_the_temperature_and_stops_the_gradient():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from references import Array, softmax
+from references import Array, log_softmax, softmax
 
 from pipeline.data.batch import Batch
 from pipeline.method.alasca import Alasca, Trust
@@ -60,9 +60,9 @@ def built(teachers: Array, aux: bool = False, clean: NDArray[np.int64] | None = 
 
 
 def step(
-    method: DivideMix, students: Array, given: Batch, dtype: torch.dtype = torch.float32
+    method: DivideMix, students: Array, given: Batch, dtype: torch.dtype = torch.float32, at: int = PLACE[1]
 ) -> tuple[torch.Tensor, Losses, list[torch.Tensor]]:
-    images = method.inputs(given, *PLACE[1:])
+    images = method.inputs(given, at, PLACE[2])
     main, heads = stacked(students, dtype)
     leaves = [main.requires_grad_(), *(head.requires_grad_() for head in heads)]
     losses = method(main, heads, given.labels, given.positions, given.valid, 4)
@@ -70,8 +70,15 @@ def step(
     return images, losses, leaves
 
 
-def by_hand(students: Array, teachers: Array, y: NDArray[np.int64], valid: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Of each network: losses, and the gradient of labelled + 25 / 2 * unlabelled + prior."""
+def by_hand(
+    students: Array,
+    teachers: Array,
+    y: NDArray[np.int64],
+    valid: NDArray[np.bool_],
+    weight: float = 12.5,
+    at: int = PLACE[1],
+) -> list[dict[str, Any]]:
+    """Of each network: losses, and the gradient of labelled + weight * unlabelled + prior."""
     n, classes, found = valid.sum(), students.shape[-1], []
     p = [[softmax(teachers[who, 0, v * BATCH : (v + 1) * BATCH]) for v in range(2)] for who in range(2)]
     for who in range(2):
@@ -84,35 +91,35 @@ def by_hand(students: Array, teachers: Array, y: NDArray[np.int64], valid: NDArr
             else:
                 soft = (own + (p[1 - who][0][i] + p[1 - who][1][i]) / 2) / 2
             target.append(soft**2 / (soft**2).sum())
-        mix = draw(torch.tensor(np.tile(valid, 2)), 4.0, PLACE, who)
+        mix = draw(torch.tensor(np.tile(valid, 2)), 4.0, (PLACE[0], at, PLACE[2]), who)
         assert 0.5 <= mix.share < 1
         z, kinds = students[who, 0], {True: [], False: []}
-        q = softmax(z)
+        q, log_q = softmax(z), log_softmax(z)
         for row in range(2 * BATCH):
             if valid[row % BATCH]:
                 kinds[bool(w[row % BATCH] > 0.5)].append(row)
         with_label, without = kinds[True], kinds[False]
-        mean = sum(q[row] for row in with_label + without) / (2 * n)
-        result = {"labelled": 0.0, "unlabelled": 0.0, "prior": (np.log(1 / classes / mean) / classes).sum()}
+        log_mean = np.logaddexp.reduce(log_q[with_label + without], axis=0) - np.log(2 * n)
+        result = {"labelled": 0.0, "unlabelled": 0.0, "prior": -(np.log(classes) + log_mean).mean()}
         slope = np.zeros_like(z)
         for row in with_label + without:
             partner = int(mix.partner[row])
             t = mix.share * target[row % BATCH] + (1 - mix.share) * target[partner % BATCH]
-            along = -1 / classes / mean / (2 * n)
-            slope[row] = q[row] * (along - along @ q[row])
+            along = -np.exp(log_q[row] - log_mean) / classes / (2 * n)  # times q
+            slope[row] = along - q[row] * along.sum()
             if row in with_label:
-                result["labelled"] -= (t * np.log(q[row])).sum() / len(with_label)
+                result["labelled"] -= (t * log_q[row]).sum() / len(with_label)
                 slope[row] += (q[row] - t) / len(with_label)
             else:
                 off = q[row] - t
                 result["unlabelled"] += (off**2).mean() / len(without)
-                slope[row] += 12.5 * 2 / classes / len(without) * q[row] * (off - off @ q[row])
+                slope[row] += weight * 2 / classes / len(without) * q[row] * (off - off @ q[row])
         found.append({**result, "slope": slope * n / BATCH, "kept": len(with_label) // 2})
     return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("classes", "scale"), [(2, 2.0), (5, 2.0), (1000, 3.0)])
+@pytest.mark.parametrize(("classes", "scale"), [(2, 2.0), (5, 2.0), (1000, 3.0), (2, 1e4), (1000, 1e4)])
 @pytest.mark.parametrize("bad", [(), (2, 4)])
 def test_value_and_gradient(classes: int, scale: float, dtype: torch.dtype, bad: tuple[int, ...]) -> None:
     students, teachers = drawn(classes, scale)
@@ -193,6 +200,28 @@ def test_what_did_not_decode_adds_nothing_be_it_nan() -> None:
     for leaf, other in zip(leaves, others, strict=True):
         assert torch.equal(leaf.grad, other.grad)
         assert not leaf.grad[:, [2, BATCH + 2]].any()
+
+
+def test_in_the_first_step_after_the_warm_up_the_unlabelled_do_not_weigh_yet() -> None:
+    students, teachers = drawn(5)
+    y, at = np.arange(BATCH) % 5, 2 * STEPS
+    images, losses, (leaf,) = step(built(teachers), students, batch(y), at=at)
+    each = by_hand(students, teachers, y, EVERY.numpy(), weight=0.0, at=at)
+    assert images.shape == (2, 2 * BATCH, SIZE, SIZE, 3)
+    assert losses.total.item() == pytest.approx(sum(found["labelled"] + found["prior"] for found in each), rel=1e-4)
+    np.testing.assert_allclose(leaf.grad.numpy(), [found["slope"] for found in each], rtol=1e-4, atol=1e-5)
+    assert losses.shares["loss/unlabelled"].part > 0
+
+
+def test_a_micro_batch_of_which_nothing_decoded() -> None:
+    students, teachers = np.full((2, 2, 1, 2 * BATCH, 5), np.nan)
+    for at in (0, PLACE[1]):
+        method = built(teachers)
+        given = batch(np.full(BATCH, -1), torch.zeros(BATCH, dtype=torch.bool))
+        _, losses, (leaf,) = step(method, students[:, :, : BATCH if at == 0 else None], given, at=at)
+        assert losses.total == 0 and losses.right == 0 and not leaf.grad.any()
+        assert not any(method.banks[f"network{n}/loss"].rows.any() for n in (1, 2))
+        assert all(part == 0 for part, _ in losses.shares.values())
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

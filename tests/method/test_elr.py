@@ -91,10 +91,11 @@ def test_targets_are_a_plain_recomputation_over_epochs():
     assert (np.abs(wanted.sum(axis=1) - 1) < 0.7**2).sum() > 20  # most were seen more than once
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("classes", [2, 1000])
-def test_extreme_logits_however_often_they_are_seen(classes, stored):
-    z = torch.zeros(4, classes)
+def test_extreme_logits_however_often_they_are_seen(classes, stored, dtype):
+    z = torch.zeros(4, classes, dtype=dtype)
     z[0, 0], z[1, 1], z[2, 0], z[3] = 1e4, 1e4, -1e4, 1e4
     z[1, 0] = -1e4
     z.requires_grad_(True)

@@ -69,7 +69,7 @@ def step(method: ElrPlus, students: Array, given: Batch, dtype: torch.dtype = to
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("classes", "scale"), [(2, 2.0), (5, 2.0), (1000, 3.0), (5, 60.0)])
+@pytest.mark.parametrize(("classes", "scale"), [(2, 2.0), (5, 2.0), (1000, 3.0), (5, 60.0), (2, 1e4), (1000, 1e4)])
 def test_value_and_gradient(classes: int, scale: float, dtype: torch.dtype) -> None:
     students, teachers = drawn(classes, scale)
     students = torch.tensor(students).to(dtype).double().numpy()
@@ -134,6 +134,14 @@ def test_what_did_not_decode_adds_nothing_be_it_nan() -> None:
     for leaf, other in zip(leaves, others, strict=True):
         assert torch.equal(leaf.grad, other.grad)
         assert not leaf.grad[:, 2].any()
+
+
+def test_a_micro_batch_of_which_nothing_decoded() -> None:
+    students, teachers = np.full((2, 2, 1, BATCH, 5), np.nan)
+    method = built(teachers, 5)
+    _, losses, (leaf,) = step(method, students, batch(np.full(BATCH, -1), torch.zeros(BATCH, dtype=torch.bool)))
+    assert losses.total == 0 and losses.right == 0 and not leaf.grad.any()
+    assert not any(bank.rows.any() for bank in method.banks.values())
 
 
 def test_alasca_smooths_both_labels_by_what_the_average_says_of_the_unmixed_images() -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from references import softmax
+from references import log_softmax, softmax
 
 from pipeline.method.alasca import Alasca, Trust
 from pipeline.method.bank import SampleBank
@@ -20,6 +20,7 @@ from shards.errors import InputError
 BATCH, CLASSES = 20, 3
 EVERY = torch.ones(BATCH, dtype=torch.bool)
 PLACES = torch.arange(BATCH)
+HALF_AND_WHOLE = (torch.bfloat16, torch.float32)
 CHOICES = {
     "decoupling": Decoupling(2),
     "coteaching": CoTeaching(0.4, 10),
@@ -27,11 +28,12 @@ CHOICES = {
 }
 
 
-def drawn(seed=0):
+def drawn(seed=0, classes=CLASSES, scale=2.0):
     """Labels, and logits of both networks that agree on about half of the samples."""
     rng = np.random.default_rng(seed)
-    first = rng.normal(0, 2, (BATCH, CLASSES))
-    return rng.integers(0, CLASSES, BATCH), np.stack([first, first + rng.normal(0, 3, (BATCH, CLASSES))])
+    first = rng.normal(0, scale, (BATCH, classes))
+    alike = rng.random((BATCH, 1)) < 0.5
+    return rng.integers(0, classes, BATCH), np.stack([first, np.where(alike, 1.5 * first, -first)])
 
 
 def chosen_by_hand(name, losses, said, valid, epoch):
@@ -47,19 +49,25 @@ def chosen_by_hand(name, losses, said, valid, epoch):
     return by_second, by_first
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2, 3, 5, 10, 40])
+@pytest.mark.parametrize(
+    ("epoch", "classes", "scale", "dtype"),
+    [
+        *((epoch, 3, 2.0, torch.float32) for epoch in (0, 1, 2, 3, 5, 10, 40)),
+        *((10, classes, scale, dtype) for classes in (2, 1000) for scale in (2.0, 1e4) for dtype in HALF_AND_WHOLE),
+    ],
+)
 @pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("bad", [(), (1, 7, 8, 19)])
-def test_values_gradients_and_parts(name, epoch, bad):
-    y, z = drawn(epoch)
+def test_values_gradients_and_parts(name, epoch, classes, scale, dtype, bad):
+    y, z = drawn(epoch, classes, scale)
+    logits = torch.tensor(z).to(dtype)
+    z = logits.double().numpy()
     valid = ~np.isin(np.arange(BATCH), bad)
-    p = [softmax(own)[np.arange(BATCH), y] for own in z]
-    losses, said = [-np.log(own) for own in p], z.argmax(axis=2)
+    losses, said = [-log_softmax(own)[np.arange(BATCH), y] for own in z], z.argmax(axis=2)
     kept = chosen_by_hand(name, losses, said, valid, epoch)
     differing = sum(said[0][n] != said[1][n] for n in range(BATCH) if valid[n])
     assert 4 <= differing <= valid.sum() - 4
 
-    logits = torch.tensor(z, dtype=torch.float32)
     logits[:, ~valid] = float("nan")
     logits.requires_grad_()
     target = torch.where(torch.tensor(valid), torch.tensor(y), -1)
@@ -76,10 +84,11 @@ def test_values_gradients_and_parts(name, epoch, bad):
     assert found.parts["agreement"].item() == valid.sum() - differing
     assert not any(value.requires_grad or value.dim() for value in found.parts.values())
     found.total.backward()
+    rounding = 2**-8 if dtype == torch.bfloat16 else 0
     for own, gradient, chosen in zip(z, logits.grad, kept, strict=True):
-        wanted = np.zeros((BATCH, CLASSES))
-        wanted[chosen] = (softmax(own) - np.eye(CLASSES)[y])[chosen] / max(len(chosen), least) * valid.sum() / BATCH
-        np.testing.assert_allclose(gradient, wanted, atol=1e-6)
+        wanted = np.zeros((BATCH, classes))
+        wanted[chosen] = (softmax(own) - np.eye(classes)[y])[chosen] / max(len(chosen), least) * valid.sum() / BATCH
+        np.testing.assert_allclose(gradient.double(), wanted, rtol=rounding, atol=1e-6)
 
 
 def test_the_other_networks_small_losses_are_learnt_from():

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torchvision
 
-from pipeline.model.backbone import BACKBONES, build
+from pipeline.model.backbone import BACKBONES, STEMS, build, least_image
 from pipeline.model.cost import parameters
 from shards.errors import InputError
 
@@ -48,6 +48,18 @@ def test_one_seed_gives_one_backbone_whatever_the_heads(name, stem):
         assert all(torch.equal(other[key], states[0][key]) for key in other)
     torch.manual_seed(6)
     assert not torch.equal(build(name, num_classes=4, heads="none", stem=stem).conv1.weight, states[0]["conv1.weight"])
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_least_image_leaves_the_last_stage_more_than_a_pixel(name, stem):
+    net, seen = build(name, num_classes=2, heads="none", stem=stem).eval(), []
+    last = net.layer3 if name == "resnet20" else net.layer4
+    last.register_forward_pre_hook(lambda _, images: seen.append(images[0].shape[2:]))
+    with torch.no_grad():
+        for size in (least_image(name, stem) - 1, least_image(name, stem)):
+            net(torch.zeros(1, 3, size, size))
+    assert seen == [(1, 1), (2, 2)]
 
 
 def test_the_main_logits_do_not_depend_on_the_heads():

@@ -15,15 +15,17 @@ from shards.manifest import Manifest
 
 
 def tiny(photos: Manifest, clean_photos: Manifest, folder: Path, **changes: Any) -> Config:
-    """Two epochs of five steps, in a folder; keyword `section__key=value` changes it."""
+    """Two epochs of five steps, in a folder; keyword `section__key=value` changes it, `model__name` the whole model."""
     tables: dict[str, Any] = {
         "run": {"dir": str(folder)},
         "data": {"train": str(photos.root), "lanes": 4, "micro_batch": 6, "crop": 16, "workers": 0},
-        "model": {"name": "resnet20"},
+        "model": {"name": "resnet10", "width": 8, "stem": "small"},
         "optim": {"epochs": 2, "lr": 0.05},
         "track": {"every": 2, "wandb": "disabled"},
         "eval": {"test": {"data": str(clean_photos.root)}},
     }
+    if "model__name" in changes:
+        del tables["model"]
     for dotted, value in changes.items():
         section, key = dotted.split("__")
         tables.setdefault(section, {})[key] = value

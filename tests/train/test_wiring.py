@@ -17,6 +17,7 @@ from pipeline.record.track import read_metrics
 from pipeline.train.dist import World
 from pipeline.train.inputs import Inputs
 from pipeline.train.loop import Training
+from shards.errors import InputError
 
 Configured = Callable[..., Config]
 
@@ -155,3 +156,21 @@ def test_the_bank_is_a_homes(configured: Configured) -> None:
     bank.update(torch.from_numpy(plan.lane_batch(0, 0, 2)), torch.ones(6, 3), 0.5)
     with pytest.raises(ValueError, match="outside this bank's range"):
         bank.update(torch.from_numpy(plan.lane_batch(0, 0, 1)), torch.ones(6, 3), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("model", "crop", "words"),
+    [
+        (
+            {"name": "resnet50"},
+            16,
+            '16: the last stage of resnet50 is left one pixel; take 17 or more, or model.stem = "small"',
+        ),
+        ({"name": "resnet18", "stem": "small"}, 4, "4: the last stage of resnet18 is left one pixel; take 5 or more"),
+    ],
+)
+def test_crops_that_are_too_small_are_refused(configured: Configured, model: dict, crop: int, words: str) -> None:
+    config = configured(data__crop=crop, **{f"model__{key}": value for key, value in model.items()})
+    with pytest.raises(InputError) as caught:
+        Inputs.open(config, 1)
+    assert str(caught.value) == f"data.crop = {words}"
