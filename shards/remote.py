@@ -1,6 +1,7 @@
 """One attempt to reach a file at a URL, and whether another attempt could help where it fails."""
 
 import errno
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,8 +66,9 @@ def calling(stall: float) -> Iterator[None]:
     except (Failed, InputError):
         raise
     except OSError as error:
-        if error.errno in _OF_THE_DISK:
-            raise DiskFailed(error.errno, error.strerror) from None
+        # What s3fs does not know of a server's answers it calls EIO too, but then names the answer as its cause.
+        if error.errno in _OF_THE_DISK and error.__cause__ is None:
+            raise DiskFailed(error.errno, os.strerror(error.errno)) from None
         raise _judged(error, stall) from None
     except Exception as error:  # every file system has its own
         raise _judged(error, stall) from None

@@ -53,7 +53,7 @@ class SampleBank:
         old = self.rows.index_select(0, index)
         most = torch.finfo(self.rows.dtype).max  # float16 ends at 65,504, where extreme logits do not
         moved = momentum * old.float() + (1.0 - momentum) * values.to(device).float()
-        new = moved.clamp(-most, most).to(self.rows.dtype)
+        new = torch.where(moved.isfinite(), moved.clamp(-most, most), moved).to(self.rows.dtype)
         if valid is not None:
             # A select, not a product: 0 * NaN of an undecodable sample would still be NaN.
             new = torch.where(valid.to(device).unsqueeze(1), new, old)

@@ -115,20 +115,20 @@ def compare(path: str) -> int:
     whole: list[Planned] = []
     failed: list[Planned] = []
     for run in planned:
-        if _train(comparison, run, finished):
-            whole.append(run)
-        else:
-            failed.append(run)
+        (whole if _train(comparison, run, finished) else failed).append(run)
     for run in [run for run in whole if comparison.equal_time and run.method != comparison.reference]:
         if not any(other.method == comparison.reference and other.seed == run.seed for other in whole):
             continue
         stretched = _stretched(comparison, path, run)
         if stretched is None:
             print(f"== {run.name}: no epoch more would fit into the reference's time", flush=True)
-        elif _train(comparison, stretched, {stretched.name} if _finished(stretched.config) else set()):
-            whole.append(stretched)
-        else:
-            failed.append(stretched)
+            continue
+        try:
+            done = _train(comparison, stretched, {stretched.name} if _finished(stretched.config) else set())
+        except InputError as error:  # another run is in the way, known only now; those that were trained count
+            print(f"alasca: {error}", file=sys.stderr)
+            done = False
+        (whole if done else failed).append(stretched)
     _report(comparison, path, whole)
     if failed:
         names = ", ".join(run.name for run in failed)
@@ -231,8 +231,14 @@ def _stretched(comparison: Comparison, path: str, run: Planned) -> Planned | Non
     }
     name = f"{run.method}-equal-time-{epochs}-epochs-seed{run.seed}"
     configfile.merge(tables, {"optim": longer, "run": {"name": name}})
-    if run.config.method.alasca.warmup_epochs is not None:
-        tables["method"]["alasca"]["warmup_epochs"] = run.config.method.alasca.warmup_epochs * factor
+    method = run.config.method
+    if method.alasca.warmup_epochs is not None:
+        tables["method"]["alasca"]["warmup_epochs"] = method.alasca.warmup_epochs * factor
+    for key, value in method.pair_options.items():
+        if key.endswith("_epochs"):
+            tables["method"][method.pair_section][key] = (
+                round(value * factor) if isinstance(value, int) else value * factor
+            )
     return Planned(f"{run.method}, equal time", run.seed, configfile.parse(tables, name=run.method, where=path))
 
 

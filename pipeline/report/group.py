@@ -25,7 +25,8 @@ def show(found: Results, folder: Path, page: Path, track: Track) -> None:
 def figures(found: Results) -> dict[str, float]:
     """Every figure of the comparison by its path: METHOD/SET/HEAD/last/mean, METHOD/images_per_s/ratio, ...
 
-    `to_baseline` and `to_reference` are mean differences of accuracies (0 to 1) with the bounds of their 95 % interval;
+    `to_baseline` and `to_reference` are mean differences of accuracies (0 to 1) with the bounds of their 95 % interval,
+    to the same head of that method, or to its main head where it lacks such a head;
     `ratio` is over the like-for-like run of the reference, `best_ratio` best against best.
     """
     named: dict[str, float | None] = {}

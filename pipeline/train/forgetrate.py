@@ -12,7 +12,7 @@ from shards.manifest import Manifest
 def known_forget_rate(config: Config, manifest: Manifest, selection: Selection) -> float | None:
     """Return what is given, or the noise rate: wrong labels among those in use whose clean label is known.
 
-    With `data.balance` that of an epoch, in which each label is as frequent. None where the method leaves nothing out.
+    With `data.balance` that of an epoch. None where the method leaves nothing out.
 
     Raises:
         InputError: no rate is given and no clean label is known, or all of them differ from the label.

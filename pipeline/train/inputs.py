@@ -98,7 +98,10 @@ class Inputs:
     def warnings(self, config: Config) -> Iterator[str]:
         """One line where options do nothing, and one where others wrote the tars and their samples are not shuffled."""
         if idle := config.method.idle:
-            given = ", ".join(f"method.{name} = {value!r}" for name, value in idle.items())
+            given = ", ".join(
+                f"method.{name} = {list(value) if isinstance(value, tuple) else value!r}"
+                for name, value in idle.items()
+            )
             chosen = ", ".join(
                 f"{name} = '{getattr(config.method, name)}'" for name in ("base", "aux", "pair", "penalty")
             )

@@ -64,28 +64,43 @@ class Launcher:
             return None
         return f"{socket.gethostname()}:{self._chain[0].pid}:{self._chain[0].create_time():.2f}"
 
-    def command(self) -> str | None:
-        """What was typed to start all this, as far as can be known, with `--resume auto`; None in a Slurm job.
+    def command(self, beyond: int | None) -> str | None:
+        """What was typed to start all this, as far as can be known, to go on with it; None in a Slurm job.
 
-        Without the secrets of URLs: it goes to a log.
+        See `resuming`. Without the secrets of URLs: it goes to a log.
         """
         if "SLURM_JOB_ID" in os.environ:
             return None
-        return shlex.join(redact(w) if "://" in w else w for w in resuming(self._typed))
+        return shlex.join(redact(w) if "://" in w else w for w in resuming(self._typed, beyond))
 
 
-def resuming(words: Sequence[str]) -> list[str]:
-    """A command that goes on with the run which this one began, as far as that was to go."""
+def resuming(words: Sequence[str], beyond: int | None = None) -> list[str]:
+    """A command that goes on with the run which this one began, as far as that was to go.
+
+    beyond: the steps of the whole run, where `run.max_steps` is what stopped it: it then goes on to its end.
+    """
     kept = list(words)
     # python /path/to/torchrun ...: the interpreter stands in the script's first line.
     if len(kept) > 1 and os.access(kept[1], os.X_OK) and not kept[1].endswith(".py"):
         kept.pop(0)
-    for name in ("--resume", "--run.resume", "--run.max_steps"):
-        while name in kept:
-            at = kept.index(name)
-            del kept[at : at + 2]
-        kept = [word for word in kept if not word.startswith(f"{name}=")]
-    return [*kept, "--resume", "auto"]
+    limit = ("--run.max_steps", "--run.max-steps")
+    typed = len(kept)
+    if beyond is not None:
+        kept = _without(kept, limit)
+        if len(kept) == typed:  # it stands in the file
+            kept += [limit[0], str(beyond)]
+    return [*_without(kept, ("--resume", "--run.resume")), "--resume", "auto"]
+
+
+def _without(words: list[str], names: tuple[str, ...]) -> list[str]:
+    """Words without options of these names and their values."""
+    kept, following = [], iter(words)
+    for word in following:
+        if word in names:
+            next(following, None)
+        elif not word.startswith(tuple(f"{name}=" for name in names)):
+            kept.append(word)
+    return kept
 
 
 def _words(process: psutil.Process) -> list[str]:

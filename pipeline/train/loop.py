@@ -134,7 +134,8 @@ class Training:
                 self.unsaved = self.checkpoints.failures if saved < done else []
                 if leads and saved == done:
                     mark_stopped(folder, done, reason)
-                self.tracker.pause(saved, reason, self.stop.launcher.command())
+                beyond = self.schedule.total_steps if reason == "run.max_steps" else None
+                self.tracker.pause(saved, reason, self.stop.launcher.command(beyond))
             elif leads:
                 self.unsaved = self.checkpoints.failures
                 summary = outcome(self.config, self.plan, done, self.engine.module, self.world, self.sets)

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Config
+from pipeline.data.balance import quotas
 from pipeline.data.selection import Selection
 from shards.errors import InputError
 from shards.manifest import Manifest
@@ -42,12 +43,21 @@ def noise_matrix(config: Config, manifest: Manifest, selection: Selection) -> Ma
 
 
 def label_weights(config: Config, labels: NDArray[np.integer], num_classes: int) -> NDArray[np.float64]:
-    """How often an epoch draws a sample of each given label, [K], up to a factor: by `data.balance`, as rare as it is.
+    """How often an epoch draws a sample of each given label, [K], up to a factor: rare ones more often if balanced.
+
+    As if one lane had all samples: what a lane lacks, though others have it, is not seen.
 
     labels: [N], of the samples in use.
     """
-    counts = np.bincount(labels, minlength=num_classes)
-    return np.ones(num_classes) if config.data.balance is False else 1.0 / np.maximum(counts, 1)
+    balance, counts = config.data.balance, np.bincount(labels, minlength=num_classes)
+    if balance is False:
+        return np.ones(num_classes)
+    there = np.flatnonzero(counts)
+    available = counts[there].astype(np.int64)
+    samples = int(available.min()) * len(there) if balance is True else min(balance, len(labels))
+    weights = np.zeros(num_classes)
+    weights[there] = quotas(available, samples, 0) / available
+    return weights
 
 
 def _counted(config: Config, manifest: Manifest, selection: Selection, where: str) -> Matrix:

@@ -123,9 +123,10 @@ def test_equal_time_stretches_the_whole_schedule(comparison: Callable[[str], str
         'reference = "har"\nequal_time = true\n[methods.har]\nmethod = { penalty = "har" }\n'
         f'[methods.ce]\n{settings}\nmethod = {{ aux = "none" }}\n[methods.alasca]\n{settings}\n'
         "method = { alasca = { warmup_epochs = 3 } }\n"
+        f'[methods.pair]\n{settings}\nmethod = {{ pair = "dividemix", dividemix = {{ warmup_epochs = 3 }} }}\n'
     )
-    plan = {m: compare._plan(compare._load(file), file, m, 0) for m in ("har", "ce", "alasca")}
-    for method, seconds in (("har", 100.0), ("ce", 40.0), ("alasca", 90.0)):
+    plan = {m: compare._plan(compare._load(file), file, m, 0) for m in ("har", "ce", "alasca", "pair")}
+    for method, seconds in (("har", 100.0), ("ce", 40.0), ("alasca", 90.0), ("pair", 50.0)):
         plan[method].config.folder.mkdir(parents=True)
         (plan[method].config.folder / "summary.json").write_text(json.dumps({"train_seconds": seconds}))
     longer = compare._stretched(compare._load(file), file, plan["ce"])
@@ -139,6 +140,9 @@ def test_equal_time_stretches_the_whole_schedule(comparison: Callable[[str], str
     assert longer is not None
     assert longer.config.optim.epochs == 9
     assert longer.config.alasca_warmup_epochs == pytest.approx(3 * 9 / 8)
+    longer = compare._stretched(compare._load(file), file, plan["pair"])
+    assert longer is not None
+    assert (longer.config.method.dividemix.warmup_epochs, longer.config.method.dividemix.ramp_epochs) == (6, 32.0)
     (plan["alasca"].config.folder / "summary.json").write_text(json.dumps({"train_seconds": 99.0}))
     assert compare._stretched(compare._load(file), file, plan["alasca"]) is None
 

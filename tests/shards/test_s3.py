@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
+from server import serving, status
 
 from shards.cache import Cache
 from shards.errors import InputError, OwnError
@@ -116,3 +117,22 @@ def test_a_server_that_is_not_there_ends_in_time(tmp_path: Path, monkeypatch: py
     with pytest.raises(InputError, match=r"s3://photos/x/manifest.json: .*; gave up after"):
         Manifest.load("s3://photos/x", Cache(tmp_path, seconds=2))
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("code", [429, 502, 503, 504])
+def test_what_a_server_answers_is_not_called_the_disks_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """s3fs calls an answer that it does not know an I/O error."""
+    import s3fs
+
+    with serving(tmp_path) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.always["photos/x/manifest.json"] = status(code)
+        with pytest.raises(InputError, match=r"s3://photos/x/manifest.json: .*; gave up after"):
+            Manifest.load("s3://photos/x", Cache(tmp_path / "cache", seconds=3))
+        s3fs.S3FileSystem.clear_instance_cache()
+        assert server.asked["photos/x/manifest.json"] > 1

@@ -46,7 +46,7 @@ def test_a_begun_run_is_never_overwritten_or_mixed(
         == 5
     )
     assert (
-        "method.gce.q = 0.5, method.har.class_errors = ('nowhere.json',): without effect in a method of base = 'ce',"
+        "method.gce.q = 0.5, method.har.class_errors = ['nowhere.json']: without effect in a method of base = 'ce',"
         " aux = 'alasca', pair = 'none', penalty = 'none'\n"
     ) in capsys.readouterr().err
 

@@ -116,6 +116,10 @@ def test_balanced_epochs_have_noise_of_their_own(configured: Configured, tmp_pat
         (False, [[0.8, 0.2], [0, 1]], 60 / 320),
         # Of two draws, one is labelled a; of those labelled b, 60 in 80 are a.
         (True, [[1 / 1.75, 0.75 / 1.75], [0, 1]], 0.375),
+        (160, [[1 / 1.75, 0.75 / 1.75], [0, 1]], 0.375),
+        # More than there are of b: 160 of a to 80 of b, and all there are.
+        (240, [[160 / 220, 60 / 220], [0, 1]], 0.25),
+        (320, [[0.8, 0.2], [0, 1]], 60 / 320),
     ):
         config = corrected(configured, "known", data__balance=balance, **data)
         inputs = Inputs.open(config, 1)

@@ -55,5 +55,8 @@ def test_the_command_that_goes_on() -> None:
     words = [sys.executable, torchrun, "--nproc-per-node", "2", "launch/train.py", "a b.toml", "--resume", "none"]
     assert resuming([*words, "--optim.lr", "1"]) == [*words[1:-2], "--optim.lr", "1", "--resume", "auto"]
     words = ["python", "launch/train.py", "c.toml"]
-    assert resuming([*words, "--run.max_steps", "10"]) == [*words, "--resume", "auto"]  # or it stopped where it is
+    for limit in (["--run.max_steps", "10"], ["--run.max-steps=10"]):
+        assert resuming([*words, *limit]) == [*words, *limit, "--resume", "auto"]
+        assert resuming([*words, *limit], beyond=50) == [*words, "--resume", "auto"]  # or it stopped where it is
+    assert resuming(words, beyond=50) == [*words, "--run.max_steps", "50", "--resume", "auto"]  # it is in the file
     assert resuming([*words, "--run.resume=x"]) == [*words, "--resume", "auto"]
