@@ -80,6 +80,10 @@ def test_extreme_values_stay_finite_in_half_precision():
     for _ in range(3):
         stored = bank.update(index(0), torch.tensor([[3e5, -3e5, 0.0]]), 0.7)
     assert stored.tolist() == [[65504.0, -65504.0, 0.0]]
+    # What was infinite stays so: DivideMix leaves such a loss out of its mixture.
+    endless = torch.tensor([[float("inf"), -float("inf"), 1.0]])
+    for dtype in (torch.float16, torch.float32):
+        assert SampleBank(0, 1, 3, dtype=dtype).update(index(0), endless, 0.0).tolist() == endless.tolist()
 
 
 def test_values_are_detached_and_the_result_is_not_a_view():
