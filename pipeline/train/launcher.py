@@ -64,7 +64,7 @@ class Launcher:
             return None
         return f"{socket.gethostname()}:{self._chain[0].pid}:{self._chain[0].create_time():.2f}"
 
-    def command(self, beyond: int | None) -> str | None:
+    def command(self, beyond: int | None = None) -> str | None:
         """What was typed to start all this, as far as can be known, to go on with it; None in a Slurm job.
 
         See `resuming`. Without the secrets of URLs: it goes to a log.
