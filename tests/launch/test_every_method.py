@@ -43,11 +43,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "elr_plus-none": {"method__pair": "elr+", "method__aux": "none", "optim__ema": 0.9},
     "dividemix-alasca": {"method__pair": "dividemix", "method__dividemix": {"warmup_epochs": 1, "ramp_epochs": 1}},
     "dividemix-none": {
-        **{"method__pair": "dividemix", "method__aux": "none"},
+        "method__pair": "dividemix",
+        "method__aux": "none",
         "method__dividemix": {"warmup_epochs": 1, "confidence_penalty": 1.0, "alpha": 0.5},
     },
     "coteaching_plus-elr": {
-        **{"method__pair": "coteaching+", "method__base": "elr", "method__aux": "none"},
+        "method__pair": "coteaching+",
+        "method__base": "elr",
+        "method__aux": "none",
         "method__coteaching_plus": {"ramp_epochs": 1, "initial_epochs": 1},
     },
 }
@@ -188,8 +191,8 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(
 ) -> None:
     straight = one(name, "bfloat16")
     # Within an epoch, the second one.
-    changes = {"run__name": f"{name}-cut", "eval__every": 2, "checkpoint__every_steps": 7, **METHODS[name]}
-    changes["engine__precision"] = "bfloat16"
+    changes = METHODS[name] | {"run__name": f"{name}-cut", "engine__precision": "bfloat16"}
+    changes |= {"eval__every": 2, "checkpoint__every_steps": 7}
     trained(configured(**changes, run__max_steps=7), world)
     cut = trained(configured(**changes, run__resume="auto"), world)
     assert cut.start == 7

@@ -9,13 +9,15 @@ Array = NDArray[np.float64]
 
 
 def softmax(z: Array) -> Array:
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
+    """Over the last axis."""
+    e: Array = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
 
 
 def log_softmax(z: Array) -> Array:
-    shifted: Array = z - z.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    """Over the last axis."""
+    shifted: Array = z - z.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def drawn(classes: int, batch: int = 12, scale: float = 3.0, seed: int = 0) -> tuple[Array, NDArray[np.int64]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from references import Array, log_softmax, softmax
 
 from pipeline.data.batch import Batch
 from pipeline.method.alasca import Alasca, Trust
@@ -17,16 +18,9 @@ from pipeline.method.mixup import draw
 from pipeline.method.objective import Objective
 from shards.errors import InputError
 
-Array = NDArray[np.float64]
-
 BATCH, SIZE = 6, 2
 PLACES = torch.arange(BATCH)
 PLACE = (3, 11, 4)  # seed, step, lane
-
-
-def softmax(z: Array) -> Array:
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 def clamped(p: Array) -> Array:
@@ -86,8 +80,7 @@ def test_value_and_gradient(classes: int, scale: float, dtype: torch.dtype) -> N
             j, share = int(mix.partner[i]), mix.share
             q = share * t[i] + (1 - share) * t[j]
             label = share * np.eye(classes)[y[i]] + (1 - share) * np.eye(classes)[y[j]]
-            z = students[number, 0, i]
-            log_p = z - z.max() - np.log(np.exp(z - z.max()).sum())
+            log_p = log_softmax(students[number, 0, i])
             p, kept = clamped(np.exp(log_p)), (np.exp(log_p) > 1e-4) & (np.exp(log_p) < 1 - 1e-4)
             total += -(label * log_p).sum() + 3 * np.log(1 - q @ p)
             along = -3 / (1 - q @ p) * q * kept  # d / dp, then through the softmax
